@@ -1,0 +1,107 @@
+"""The Flower ClientApp: messages in, :func:`clients.node.run_task`, messages out.
+
+Train and evaluate messages have the same content: ``view`` (the encoded shared tensors), ``personal`` (tensors that
+differ per device), ``cohort`` (ids of the users to train and to evaluate) and ``task`` (workspace, round).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from clients.messages import named_arrays, read_view, record
+from clients.node import NodeResult, PersonalViews, decode_dense, run_task
+from clients.wire import Codec
+from clients.workspace import Workspace
+
+app = ClientApp()
+
+
+@app.query("hello")
+def hello(message: Message, context: Context) -> Message:
+    """Which partition this node is, so that the server can tell whose devices it hosts."""
+    config = ConfigRecord({"node": int(context.node_config["partition-id"]), "pid": os.getpid()})
+    return Message(RecordDict({"hello": config}), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    return _work(message, context)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    return _work(message, context)
+
+
+def _work(message: Message, context: Context) -> Message:
+    content = message.content
+    task = content.config_records["task"]
+    workspace = Workspace.open(str(task["workspace"]))
+    node = int(context.node_config["partition-id"])
+    cohort = named_arrays(content.array_records["cohort"])
+    shared = read_view(workspace.algorithm.shared, content.array_records["view"])
+    result = run_task(
+        workspace,
+        node,
+        int(str(task["round"])),
+        shared,
+        cohort["train"].astype(np.int64),
+        cohort["evaluate"].astype(np.int64),
+        _personal(named_arrays(content.array_records["personal"])),
+    )
+    return Message(reply_content(workspace, result, node), reply_to=message)
+
+
+def _personal(arrays: dict[str, npt.NDArray[Any]]) -> PersonalViews | None:
+    users = arrays.pop("users", None)
+    return None if users is None else PersonalViews(users.astype(np.int64), decode_dense(arrays))
+
+
+def reply_content(workspace: Workspace, result: NodeResult, node: int) -> RecordDict:
+    """The records of a node's answer. A node of one device sends that device's own encoded upload."""
+    settings, algorithm = workspace.settings, workspace.algorithm
+    update, arrays = result.update, {}
+    single = len(workspace.users_of(node)) == 1
+    touched = np.flatnonzero(update.counts.numpy()).astype(np.int32)
+    for name, total in update.sums.items():
+        spec = algorithm.shared[name]
+        if not spec.per_item:
+            arrays[name] = total.numpy()
+            continue
+        flat = total.numpy().reshape(spec.shape[0], -1)
+        # A sum over devices is sent as its touched rows, exactly, whatever the devices' own codec.
+        codec = settings.upload if single else Codec("touched" if touched.size < 0.9 * spec.shape[0] else "dense")
+        for key, array in codec.encode(touched, flat[touched], spec.shape[0]).items():
+            arrays[f"{name}/{key}"] = array
+        if spec.weight_decay:
+            arrays[f"{name}/decay"] = np.asarray([update.decay[name]], dtype=np.float32)
+    for name, packed in result.statistics.items():
+        arrays[name] = packed
+    metrics: dict[str, int | float] = {
+        "node": node,
+        "devices": update.devices,
+        "loss": update.loss,
+        "steps": update.steps,
+        "upload_bytes": update.upload_bytes,
+        **{f"cpu.{name}": seconds for name, seconds in result.cpu.items()},
+        **{f"squared_norm.{name}": value for name, value in update.squared_norm.items()},
+    }
+    records: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
+        "update": record(arrays),
+        "metrics": MetricRecord(metrics),
+        "who": record({"failed": np.asarray(update.failed, dtype=np.int64)}),
+        "evaluation": record(result.evaluation.to_arrays() if result.evaluation else {}),
+        "per_user": record(result.per_user),
+    }
+    if settings.aggregation_counts:
+        records["counts"] = record({"counts": update.counts.numpy().astype(np.int32)})
+    if algorithm.needs_user_updates:
+        stacked = {name: np.stack([t.numpy() for t in values]) for name, values in update.user_updates.items()}
+        records["users"] = record({"users": np.asarray(update.users, dtype=np.int64), **stacked})
+    return RecordDict(records)

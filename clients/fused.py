@@ -1,0 +1,180 @@
+"""The fused path of local training: the dot-product family (FedMF, FedRAP, …) by one compiled kernel on the CPU.
+
+It stands in for the batched tensor program of ``clients.training`` and gives the same result up to rounding (1e-5 of a
+tensor's scale). Codecs that lose nothing are supported; lossy ones (``topk``, float16) look at each device's update as a
+tensor and take the other path.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from clients.cohort import CohortExamples
+from clients.kernels import Report, Rows, Visits, scratch, train_devices
+from clients.store import DeviceStore, TableWrite
+from clients.update import CohortUpdate, start_update
+from clients.wire import Codec
+from fedrec.algorithms.base import DotProduct, GradientRecommender, Tensors, TensorSpec
+
+Int64 = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+
+def why_not(
+    algorithm: GradientRecommender, personal: Tensors, codec: Codec, device: str, round_index: int
+) -> str | None:
+    """The reason why the kernel cannot train this, or None when it can."""
+    form = algorithm.dot_product(round_index)
+    if form is None:
+        return f"{algorithm.name} does not score by a dot product (its dot_product returns None)"
+    if torch.device(device).type != "cpu":
+        return f"the kernel runs on the CPU, but federation.device={device}"
+    if algorithm.needs_user_updates:
+        return f"{algorithm.name} needs every device's own update"
+    if personal:
+        return f"{algorithm.name} sends each device its own {', '.join(sorted(personal))}"
+    if codec.kind == "topk" or codec.precision != "float32":
+        return f"the upload codec ({codec.kind}, {codec.precision}) is lossy; touched, nonzero and dense in float32 are not"
+    return _shape_problem(algorithm, form)
+
+
+def _shape_problem(algorithm: GradientRecommender, form: DotProduct) -> str | None:
+    shared, private = algorithm.shared, algorithm.private
+    specs: dict[str, TensorSpec] = {**shared, **private}
+    named = {form.item, form.user} | {name for name in (form.personal, form.bias) if name}
+    if set(specs) != named:
+        return f"{algorithm.name} has tensors outside its dot product: {', '.join(sorted(set(specs) ^ named))}"
+    item = specs[form.item]
+    if not item.per_item or len(item.shape) != 2:
+        return f"tensor {form.item} must be one vector per item"
+    if set(shared) - {form.item}:
+        return f"only {form.item} may be shared, not {', '.join(sorted(set(shared) - {form.item}))}"
+    if form.personal and (not specs[form.personal].per_item or specs[form.personal].shape != item.shape):
+        return f"tensor {form.personal} must be per item and of the shape of {form.item}"
+    if specs[form.user].shape != item.shape[1:] or (form.bias and specs[form.bias].shape != ()):
+        return f"tensor {form.user} must be a vector of {item.shape[1]}, the bias a number"
+    return None
+
+
+def train_fused(
+    algorithm: GradientRecommender,
+    shared: Tensors,
+    store: DeviceStore,
+    cohort: CohortExamples,
+    codec: Codec,
+    *,
+    n_items: int,
+    round_number: int,
+    chunk_rows: int,
+) -> CohortUpdate:
+    """One round of local training of all devices of ``cohort``, device by device; as ``clients.training.train_cohort``."""
+    form = algorithm.dot_product(round_number - 1)
+    assert form is not None
+    local = algorithm.local
+    update = start_update(algorithm, n_items)
+    specs: dict[str, TensorSpec] = {**algorithm.shared, **algorithm.private}
+    rates, shrinks = _schedules(algorithm, form, cohort, round_number - 1)
+    width = specs[form.item].shape[1]
+    is_shared = form.item in algorithm.shared
+    view = shared[form.item].contiguous().numpy() if is_shared else np.zeros((0, width), dtype=np.float32)
+    sums = update.sums[form.item].numpy() if is_shared else view
+    for members in _groups(cohort, chunk_rows):
+        users = cohort.users[members]
+        n_rows = int(cohort.touched[members].sum())
+        own = store.vectors(users)
+        vectors = np.ascontiguousarray(own[form.user].numpy())
+        biases = own[form.bias].numpy() if form.bias else np.zeros(users.size, dtype=np.float32)
+        item = _shared_rows(view, users.size) if is_shared else _own_rows(store, form.item, users, n_rows)
+        offset = _own_rows(store, form.personal, users, n_rows) if form.personal else _shared_rows(view[:0], users.size)
+        report = _report(users.size, sums, update.counts.numpy())
+        visits = Visits(
+            members, cohort.row_ptr, cohort.rows, cohort.example_ptr, cohort.example, cohort.positives,
+            cohort.shuffle_keys, local.pairwise, local.negatives, local.epochs, local.batch_size, local.tolerance,
+        )  # fmt: skip
+        filled = train_devices(
+            visits, item, offset, vectors, biases, rates, shrinks, float(form.repel), float(form.l1), report
+        )
+        good = report.good
+        written = {form.user: vectors[good]}
+        if form.bias:
+            written[form.bias] = biases[good, None]
+        tables = {
+            name: TableWrite(rows.place[:filled], rows.old[:filled], rows.new[:filled], rows.log_scale[good])
+            for name, rows in ((form.item, item), (form.personal, offset))
+            if name and rows.own
+        }
+        store.commit(users[good], written, tables)
+        _add(update, algorithm, form, codec, report, users, cohort.touched[members])
+    return update
+
+
+def _groups(cohort: CohortExamples, chunk_rows: int) -> Iterator[Int64]:
+    """Devices with examples, in the cohort's order, in groups of about ``chunk_rows`` touched rows."""
+    devices = np.flatnonzero(cohort.positives > 0)
+    before = np.cumsum(cohort.touched[devices]) - cohort.touched[devices]
+    for number in np.unique(before // chunk_rows):
+        yield devices[before // chunk_rows == number]
+
+
+def _schedules(
+    algorithm: GradientRecommender, form: DotProduct, cohort: CohortExamples, round_index: int
+) -> tuple[Float64, Float64]:
+    """Learning rates, and rates times weight decay, float64[steps, 4] of (item, personal, user, bias)."""
+    local = algorithm.local
+    specs: dict[str, TensorSpec] = {**algorithm.shared, **algorithm.private}
+    most = int(cohort.positives.max(initial=1)) * (local.negatives if local.pairwise else 1 + local.negatives)
+    steps = local.epochs * -(-most // local.batch_size)
+    rates, shrinks = np.zeros((steps, 4)), np.zeros((steps, 4))
+    for column, name in enumerate((form.item, form.personal, form.user, form.bias)):
+        if name:
+            rates[:, column] = [specs[name].rate(round_index, step) for step in range(steps)]
+            shrinks[:, column] = rates[:, column] * specs[name].weight_decay
+    return rates, shrinks
+
+
+def _shared_rows(view: Float32, n_devices: int) -> Rows:
+    place, old, new = scratch(0, view.shape[1])
+    nothing = np.zeros(n_devices, dtype=np.int64)
+    return Rows(False, view, view[:0], nothing, np.zeros(n_devices), place, old, new)
+
+
+def _own_rows(store: DeviceStore, name: str, users: Int64, n_rows: int) -> Rows:
+    base, offset, log_scale = store.table(name)
+    at = store.local(users)
+    place, old, new = scratch(n_rows, base.shape[1])
+    return Rows(True, base, offset, at * base.shape[0], log_scale[at], place, old, new)
+
+
+def _report(n_devices: int, sums: Float32, counts: Int64) -> Report:
+    return Report(
+        np.zeros(n_devices, dtype=np.bool_), np.zeros(n_devices), np.zeros(n_devices, dtype=np.int64),
+        np.zeros(n_devices), np.zeros(n_devices, dtype=np.int64), np.ones((n_devices, 4)), sums, counts,
+    )  # fmt: skip
+
+
+def _add(
+    update: CohortUpdate, algorithm: GradientRecommender, form: DotProduct, codec: Codec,
+    report: Report, users: Int64, touched: Int64,
+) -> None:  # fmt: skip
+    good = report.good
+    update.failed += users[~good].tolist()
+    update.users += users[good].tolist()
+    update.devices += int(good.sum())
+    update.loss += float(report.loss[good].sum())
+    update.steps += int(report.steps[good].sum())
+    for name, spec in algorithm.shared.items():
+        if spec.weight_decay:
+            update.decay[name] += float((report.decay[good, 0] - 1.0).sum())
+        update.squared_norm[name] = update.squared_norm.get(name, 0.0) + float(report.squares[good].sum())
+        sent = report.nonzero if codec.kind == "nonzero" else touched
+        sizes = codec.device_bytes(
+            spec.shape[0], math.prod(spec.shape[1:]), torch.from_numpy(touched[good]), torch.from_numpy(sent[good]),
+            spec.weight_decay > 0,
+        )  # fmt: skip
+        update.upload_bytes += int(sizes.sum())

@@ -1,0 +1,168 @@
+"""What one node does with a task: evaluate its devices on the item view it got, then train the sampled ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from clients.cohort import draw_examples
+from clients.store import DeviceStore
+from clients.training import train_cohort
+from clients.update import CohortUpdate, start_update
+from clients.wire import pack_symmetric
+from clients.workspace import Workspace
+from fedrec.algorithms.base import GradientRecommender, Recommender, StatisticsRecommender, Tensors
+from fedrec.evaluation.ranking import Evaluator
+from fedrec.evaluation.sums import EvaluationSums
+
+Int64 = npt.NDArray[np.int64]
+_SCORE_BYTES = 64 * 2**20  # a chunk of users is scored within about so much memory
+
+
+@dataclass
+class NodeResult:
+    """A node's answer: sums of updates or statistics, sums of metrics, and where its CPU time went (seconds)."""
+
+    update: CohortUpdate
+    evaluation: EvaluationSums | None = None
+    statistics: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    per_user: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    cpu: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PersonalViews:
+    """Shared tensors that differ per device: ``tensors[name]`` float32[len(users), *shape], ``users`` ascending."""
+
+    users: Int64
+    tensors: Tensors
+
+    def of(self, users: Int64) -> Tensors:
+        """The views of ``users``, in that order."""
+        at = torch.from_numpy(np.searchsorted(self.users, users))
+        return {name: values[at] for name, values in self.tensors.items()}
+
+
+def run_task(
+    workspace: Workspace,
+    node: int,
+    round_number: int,
+    shared: Tensors,
+    train_users: Int64,
+    evaluate_users: Int64,
+    personal: PersonalViews | None = None,
+) -> NodeResult:
+    """Evaluate ``evaluate_users`` on ``shared`` as it stands after the previous round, then train ``train_users``.
+
+    Raises:
+        ValueError: a user of another node.
+        StaleTask: the devices are already past ``round_number``.
+    """
+    settings, algorithm = workspace.settings, workspace.algorithm
+    torch.set_num_threads(settings.threads)
+    users = workspace.users_of(node)
+    for asked in (train_users, evaluate_users):
+        if asked.size and (asked.min() < users.start or asked.max() >= users.stop):
+            raise ValueError(f"node {node} hosts users {users.start}…{users.stop - 1}, got {asked.min()}…{asked.max()}")
+    folder = workspace.folder / f"node-{node:05d}"
+    store = DeviceStore(folder, algorithm.private, users, settings.seed)
+    result = NodeResult(CohortUpdate({}, {}, torch.zeros(0, dtype=torch.int64)))
+    personal = personal or PersonalViews(np.zeros(0, dtype=np.int64), {})
+    clock = _Clock(result.cpu)
+    if train_users.size:
+        # First of all: a repeated task must evaluate the state that its first run evaluated.
+        store.begin(round_number)
+    if evaluate_users.size:
+        _evaluate(workspace, algorithm, store, shared, personal.of(evaluate_users), evaluate_users, result)
+    clock.lap("evaluate")
+    if train_users.size:
+        if isinstance(algorithm, GradientRecommender):
+            cohort = draw_examples(workspace.split, train_users, algorithm.local, settings.seed, round_number)
+            clock.lap("sample")
+            result.update = train_cohort(
+                algorithm, shared, personal.of(train_users), store, cohort, settings.upload, n_items=workspace.split.n_items,
+                round_number=round_number, chunk_rows=settings.chunk_rows, device=resolve_device(settings.device),
+                fused=settings.fused, counts_asked=settings.aggregation_counts,
+            )  # fmt: skip
+        elif isinstance(algorithm, StatisticsRecommender):
+            result.update, result.statistics = _contribute(workspace, algorithm, shared, train_users)
+    clock.lap("train")
+    return result
+
+
+class _Clock:
+    """CPU seconds of this process, lap by lap."""
+
+    def __init__(self, laps: dict[str, float]) -> None:
+        self.laps, self._last = laps, time.process_time()
+
+    def lap(self, name: str) -> None:
+        now = time.process_time()
+        self.laps[name], self._last = now - self._last, now
+
+
+def resolve_device(name: str) -> str:
+    """``auto`` is cuda where there is one; anything else is taken as it is."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def _contribute(
+    workspace: Workspace, algorithm: StatisticsRecommender, shared: Tensors, users: Int64
+) -> tuple[CohortUpdate, dict[str, npt.NDArray[np.float32]]]:
+    sums = algorithm.contribute(shared, workspace.split.train.take(users))
+    arrays = {}
+    for name, spec in algorithm.statistics.items():
+        dense = sums[name].cpu().numpy().astype(np.float32)
+        arrays[name] = pack_symmetric(dense) if spec.symmetric else dense
+    update = start_update(algorithm, workspace.split.n_items)
+    update.sums, update.devices, update.users = {}, len(users), users.tolist()
+    update.upload_bytes = len(users) * sum(a.nbytes for a in arrays.values())
+    return update, arrays
+
+
+def evaluation_chunk(algorithm: Recommender, n_items: int) -> int:
+    """How many users are scored at once: their scores and their own per-item tensors stay within a fixed memory."""
+    own = sum(int(np.prod(spec.shape)) for spec in algorithm.private.values()) + n_items
+    return max(1, _SCORE_BYTES // (4 * own))
+
+
+def _evaluate(
+    workspace: Workspace, algorithm: Recommender, store: DeviceStore, shared: Tensors, personal: Tensors,
+    users: Int64, result: NodeResult,
+) -> None:  # fmt: skip
+    split, settings = workspace.split, workspace.settings
+    popularity = np.bincount(split.train.items, minlength=split.n_items)
+    evaluator = Evaluator(
+        split, workspace.protocol, settings.seed, item_popularity=popularity, per_user=settings.per_user_metrics
+    )
+    size = evaluation_chunk(algorithm, split.n_items)
+    device = torch.device(resolve_device(settings.device))
+    public = {name: value.to(device) for name, value in shared.items()}
+    for start in range(0, users.size, size):
+        chunk = users[start : start + size]
+        params = {**public, **{name: value[start : start + size].to(device) for name, value in personal.items()}}
+        params |= private_parameters(algorithm, store, chunk, device)
+        with torch.no_grad():
+            scores = algorithm.score(params, split.train.take(chunk))
+        evaluator.add(chunk, np.ascontiguousarray(scores.cpu().numpy(), dtype=np.float32))
+    result.evaluation = evaluator.sums()
+    if settings.per_user_metrics:
+        result.per_user = evaluator.per_user()
+
+
+def private_parameters(algorithm: Recommender, store: DeviceStore, users: Int64, device: torch.device) -> Tensors:
+    """All private tensors of ``users``, [B, *shape] each."""
+    own: dict[str, torch.Tensor] = store.vectors(users)
+    own |= {name: store.whole(name, users) for name, spec in algorithm.private.items() if spec.per_item}
+    return {name: value.to(device) for name, value in own.items()}
+
+
+def decode_dense(arrays: Mapping[str, npt.NDArray[Any]]) -> Tensors:
+    """Tensors from plain arrays of a message (copied: a message's buffers are read-only)."""
+    return {name: torch.from_numpy(np.array(value, dtype=np.float32)) for name, value in arrays.items()}

@@ -1,0 +1,125 @@
+"""What the nodes of one run find on disk: the split as memory-mapped arrays, and the settings they obey.
+
+The driver writes it once, before training; nodes open it read-only. Private state lies beside it, in ``devices/``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clients.wire import Codec
+from fedrec.algorithms import build
+from fedrec.algorithms.base import GradientRecommender, LocalOnly, Problem, Recommender
+from fedrec.data.interactions import UserItems
+from fedrec.data.split import Split
+from fedrec.errors import ConfigError
+from fedrec.evaluation.protocols import Protocol
+
+_TABLES = ("train", "validation", "test", "negatives_exclude")
+
+
+@dataclass(frozen=True)
+class ClientSettings:
+    """The part of the configuration that devices obey."""
+
+    seed: int
+    n_nodes: int
+    upload: Codec
+    download: Codec
+    device: str = "cpu"
+    threads: int = 1
+    chunk_rows: int = 8192
+    fused: str = "auto"
+    local_only: bool = False
+    aggregation_counts: bool = False
+    per_user_metrics: bool = False
+    private_state: str = "after_round"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """An opened run: split (memory-mapped), algorithm, protocol, settings."""
+
+    folder: Path
+    split: Split
+    algorithm: Recommender
+    protocol: Protocol
+    settings: ClientSettings
+
+    @staticmethod
+    def create(
+        folder: Path,
+        split: Split,
+        algorithm: Mapping[str, Any],
+        protocol: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        item_features: np.ndarray[Any, np.dtype[np.float32]] | None = None,
+    ) -> None:
+        """Write a workspace into ``folder`` (created). ``settings`` are the fields of :class:`ClientSettings`."""
+        data = folder / "data"
+        data.mkdir(parents=True, exist_ok=True)
+        for name in _TABLES:
+            table: UserItems = getattr(split, name)
+            np.save(data / f"{name}.indptr.npy", table.indptr, allow_pickle=False)
+            np.save(data / f"{name}.items.npy", table.items, allow_pickle=False)
+        if item_features is not None:
+            np.save(data / "item_features.npy", item_features, allow_pickle=False)
+        document = {
+            "split": {"name": split.name, "n_items": split.n_items},
+            "algorithm": dict(algorithm),
+            "protocol": dict(protocol),
+            "settings": dict(settings),
+        }
+        (folder / "workspace.json").write_text(json.dumps(document, indent=1))
+
+    @staticmethod
+    def open(folder: str | Path) -> Workspace:
+        """The workspace in ``folder``; the same object for repeated calls in one process (it is immutable)."""
+        path = Path(folder)
+        try:
+            stamp = (path / "workspace.json").stat().st_mtime_ns
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{path}: no workspace.json here; the run directory is not visible from this node"
+            ) from None
+        return _open(str(path), stamp)
+
+    def users_of(self, node: int) -> range:
+        """The users whose devices node ``node`` hosts: contiguous blocks of nearly equal size."""
+        n_users, n_nodes = self.split.n_users, self.settings.n_nodes
+        return range(node * n_users // n_nodes, (node + 1) * n_users // n_nodes)
+
+
+@lru_cache(maxsize=4)
+def _open(folder: str, stamp: int) -> Workspace:
+    path = Path(folder)
+    document = json.loads((path / "workspace.json").read_text())
+    data = path / "data"
+
+    def table(name: str) -> UserItems:
+        return UserItems(
+            np.load(data / f"{name}.indptr.npy", mmap_mode="r", allow_pickle=False),
+            np.load(data / f"{name}.items.npy", mmap_mode="r", allow_pickle=False),
+        )
+
+    split = Split(document["split"]["name"], document["split"]["n_items"], **{name: table(name) for name in _TABLES})
+    raw = dict(document["settings"])
+    settings = ClientSettings(**{**raw, "upload": Codec(**raw["upload"]), "download": Codec(**raw["download"])})
+    features = None
+    if (data / "item_features.npy").exists():
+        features = torch.from_numpy(np.load(data / "item_features.npy", allow_pickle=False))
+    problem = Problem(split.n_users, split.n_items, settings.seed, features)
+    algorithm = build(document["algorithm"], problem)
+    if settings.local_only:
+        if not isinstance(algorithm, GradientRecommender):
+            raise ConfigError(f"{algorithm.name} has no local training; local-only is defined for gradient methods")
+        algorithm = LocalOnly(algorithm)
+    return Workspace(path, split, algorithm, Protocol.from_config(document["protocol"]), settings)

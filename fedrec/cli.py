@@ -1,0 +1,215 @@
+"""The command line: ``fedrec run | report | data | doctor``.
+
+Exit codes: 0 done; 1 a check failed (training diverged, too few devices); 2 unusable configuration or input, in one line; 130
+interrupted, with what was finished kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from fedrec.errors import ConfigError, FedrecError
+
+if TYPE_CHECKING:
+    from fedrec.experiment.result import RunResult
+
+_RUN_HELP = """\
+Run one federated experiment, or a sweep of them with -m.
+
+overrides (Hydra's grammar):
+  group=choice            choose a file of a group:   dataset=ml-1m   algorithm=fedrap   protocol=paper   runner=inline
+  group.key=value         set one value:              federation.rounds=50   algorithm.dim=16   seed=3
+  experiment=NAME         a whole recipe:             experiment=fedrap_ml100k
+  dataset.path=…          your own file:              dataset=file dataset.path=log.csv dataset.columns.user=uid
+
+examples:
+  fedrec run experiment=fedease_ml100k
+  fedrec run algorithm=fedmf dataset=ml-100k federation.rounds=100 federation.server_optimizer=adam
+  fedrec run -m experiment=fedmf_ml100k seed=0,1,2
+  fedrec run dataset=synthetic dataset.users=10000 federation.sampler=fixed federation.fraction=0.1
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and rest[0].startswith("-"):
+        parser.error(f"unknown option {rest[0]}")
+    console = Console()
+    try:
+        return int(arguments.function(arguments, console))
+    except FedrecError as error:
+        Console(stderr=True).print(
+            f"[bold red]fedrec:[/bold red] {_escape(str(error))}", highlight=False, soft_wrap=True
+        )
+        return error.exit_code
+    except KeyboardInterrupt:
+        Console(stderr=True).print("[bold red]fedrec:[/bold red] interrupted", highlight=False)
+        return 130
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fedrec",
+        description="A federated and privacy-preserving recommendation simulator whose numbers can be trusted.",
+        epilog="`fedrec COMMAND --help` explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    run = commands.add_parser(
+        "run", help="one federated experiment, or a sweep", description=_RUN_HELP, formatter_class=_RunHelp
+    )
+    run.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=choice or key=value")
+    run.add_argument("-m", "--multirun", action="store_true", help="run every combination of the listed values (a=1,2)")
+    run.add_argument("--cfg", action="store_true", help="print the configuration that would run, and stop")
+    run.set_defaults(function=_run)
+
+    report = commands.add_parser("report", help="draw a run's report, or several side by side")
+    report.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
+    report.add_argument(
+        "-o", "--output", type=Path, help="where to write it (default: report.html in the run directory)"
+    )
+    report.set_defaults(function=_report)
+
+    data = commands.add_parser("data", help="list, get or describe data sets")
+    actions = data.add_subparsers(title="actions", metavar="ACTION", required=True)
+    actions.add_parser("list", help="the catalogue, with licences").set_defaults(function=_data_list)
+    get = actions.add_parser("get", help="fetch a data set into the cache")
+    get.add_argument("name")
+    get.set_defaults(function=_data_get)
+    describe = actions.add_parser("describe", help="quantiles, Gini, density, time span, ties")
+    describe.add_argument("name", help="a catalogue name, `synthetic`, or `file`")
+    describe.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="dataset.key=value, as for `fedrec run`")
+    describe.set_defaults(function=_data_describe)
+
+    doctor = commands.add_parser("doctor", help="what is wrong with this installation, and how to mend it")
+    doctor.set_defaults(function=_doctor)
+    return parser
+
+
+class _RunHelp(argparse.RawDescriptionHelpFormatter):
+    """Adds the choices of every group, read from the shipped files, when help is really asked for."""
+
+    def format_help(self) -> str:
+        from fedrec.experiment.config import groups
+
+        lines = [f"  {group:<12}{', '.join(choices)}" for group, choices in groups().items()]
+        return super().format_help() + "\ngroups:\n" + "\n".join(lines) + "\n"
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"fedrec {version('fedrec')}"
+
+
+def _run(arguments: argparse.Namespace, console: Console) -> int:
+    from fedrec.experiment.config import expand_sweep, load_config
+    from fedrec.experiment.console import result_table
+
+    combinations = expand_sweep(arguments.overrides) if arguments.multirun else [list(arguments.overrides)]
+    configs = [load_config(overrides) for overrides in combinations]
+    if arguments.cfg:
+        import yaml
+
+        for config in configs:
+            console.print(yaml.safe_dump(config, sort_keys=False), highlight=False, markup=False)
+        return 0
+    from fedrec.experiment.report import write_report
+    from fedrec.experiment.run import run_experiment
+
+    results: list[RunResult] = []
+    for number, config in enumerate(configs, start=1):
+        if len(configs) > 1:
+            console.rule(f"run {number} of {len(configs)}")
+        result = run_experiment(config, console)
+        write_report([result.run_dir], result.report)
+        results.append(result)
+        if result.status == "interrupted":
+            break
+    console.print(result_table([result.summary for result in results]))
+    report = results[0].report
+    if len(results) > 1:
+        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        output = Path(str(configs[0]["output_dir"])) / f"comparison_{stamp}.html"
+        report = write_report([result.run_dir for result in results], output)
+    for result in results:
+        if result.status == "early_stopped":
+            console.print(f"Stopped early: {_escape(str(result.summary['reason']))}", highlight=False)
+        elif result.status != "finished":
+            console.print(
+                f"[bold red]{result.status}:[/bold red] {_escape(str(result.summary['reason']))}", highlight=False
+            )
+        console.print(f"results  {result.run_dir}", highlight=False, soft_wrap=True)
+    console.print(f"[bold]report[/bold]   {report.absolute()}", highlight=False, soft_wrap=True)
+    return _exit_code(results)
+
+
+def _exit_code(results: Sequence[RunResult]) -> int:
+    if any(result.status == "interrupted" for result in results):
+        return 130
+    return 1 if any(result.status in ("diverged", "failed") for result in results) else 0
+
+
+def _report(arguments: argparse.Namespace, console: Console) -> int:
+    from fedrec.experiment.console import result_table
+    from fedrec.experiment.report import read_run, write_report
+
+    output = arguments.output or (
+        arguments.run_dirs[0] / "report.html" if len(arguments.run_dirs) == 1 else Path("comparison.html")
+    )
+    console.print(result_table([read_run(path).summary for path in arguments.run_dirs]))
+    console.print(
+        f"[bold]report[/bold]   {write_report(arguments.run_dirs, output).absolute()}", highlight=False, soft_wrap=True
+    )
+    return 0
+
+
+def _data_list(arguments: argparse.Namespace, console: Console) -> int:
+    from fedrec.data.show import list_datasets
+
+    list_datasets(console)
+    return 0
+
+
+def _data_get(arguments: argparse.Namespace, console: Console) -> int:
+    from fedrec.data.show import get_dataset
+
+    get_dataset(arguments.name, console)
+    return 0
+
+
+def _data_describe(arguments: argparse.Namespace, console: Console) -> int:
+    from fedrec.data import load_dataset
+    from fedrec.data.show import describe_dataset
+    from fedrec.experiment.config import load_config
+
+    for override in arguments.overrides:
+        if not override.startswith("dataset."):
+            raise ConfigError(f"{override}: `fedrec data describe` takes dataset.key=value only")
+    config = load_config([f"dataset={arguments.name}", *arguments.overrides])
+    describe_dataset(load_dataset(config["dataset"]), console)
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace, console: Console) -> int:
+    from fedrec.experiment.doctor import examine
+
+    return examine(console)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

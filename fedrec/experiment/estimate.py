@@ -1,0 +1,33 @@
+"""Will it fit? Estimated before anything is allocated."""
+
+from __future__ import annotations
+
+import math
+
+import psutil
+
+from fedrec.algorithms.base import Recommender, StatisticsRecommender
+from fedrec.data import Interactions
+from fedrec.errors import ConfigError
+
+_PROCESS_BYTES = 350 * 2**20  # a worker with torch loaded, before any data (measured)
+
+
+def estimate_bytes(algorithm: Recommender, data: Interactions, workers: int) -> int:
+    """Bytes of memory that a run needs at its peak: server and workers, without the private files' page cache."""
+    shared = sum(math.prod(spec.shape) for spec in algorithm.shared.values())
+    if isinstance(algorithm, StatisticsRecommender):
+        # The sum, its message, the solver's float64 copies and the downloaded result, per process.
+        shared += 4 * sum(math.prod(spec.shape) for spec in algorithm.statistics.values())
+    per_process = 4 * shared * 4
+    return (workers + 1) * (_PROCESS_BYTES + per_process) + 20 * len(data)
+
+
+def check_memory(algorithm: Recommender, data: Interactions, workers: int) -> None:
+    """ConfigError when a run would not fit into the memory that is free now."""
+    needed, free = estimate_bytes(algorithm, data, workers), psutil.virtual_memory().available
+    if needed > free:
+        raise ConfigError(
+            f"{algorithm.name} on {data.name} ({data.n_items:,} items) with {workers} workers needs about {needed / 1e9:.1f} GB, "
+            f"and {free / 1e9:.1f} GB are free; lower runner.workers or algorithm.dim, or filter items with dataset.min_item_interactions"
+        )

@@ -1,0 +1,286 @@
+"""One experiment from its configuration to its run directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from rich.console import Console
+from safetensors.torch import save_file
+
+from clients.workspace import Workspace
+from fedrec.algorithms import build
+from fedrec.algorithms.base import Problem, Recommender
+from fedrec.data import Interactions, load_dataset
+from fedrec.data.split import Split
+from fedrec.errors import ConfigError, RunFailed
+from fedrec.evaluation.protocols import Protocol, make_split
+from fedrec.evaluation.sums import EvaluationSums
+from fedrec.experiment.baselines import central_baselines, local_only
+from fedrec.experiment.config import Config
+from fedrec.experiment.estimate import check_memory
+from fedrec.experiment.features import item_features
+from fedrec.experiment.progress import RunProgress
+from fedrec.experiment.resources import ResourceMonitor
+from fedrec.experiment.result import RunResult
+from fedrec.experiment.summary import combine, summarise
+from server.runners import interrupt_flag, run_federation
+from server.settings import EvaluationSettings, FederationSettings, RunnerSettings, from_config
+from server.strategy import Outcome
+
+_TOP_LEVEL = {
+    "name", "seed", "output_dir", "dataset", "algorithm", "protocol", "federation", "runner", "evaluation", "baselines",
+}  # fmt: skip
+
+
+class Plan:
+    """A configuration that was checked as a whole: everything that can be refused is refused here, before any file."""
+
+    def __init__(self, config: Config, say: Callable[[str], None] | None = None) -> None:
+        for key in config:
+            if key not in _TOP_LEVEL:
+                raise ConfigError(f"{key}: no such setting; there are {', '.join(sorted(_TOP_LEVEL))}")
+        self.config = config
+        seed = config.get("seed")
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise ConfigError(f"seed={seed!r}: write a whole number, 0 or more")
+        self.seed = seed
+        self.protocol = Protocol.from_config(config["protocol"])
+        self.federation: FederationSettings = from_config(FederationSettings, "federation", config["federation"])
+        self.evaluation: EvaluationSettings = from_config(EvaluationSettings, "evaluation", config["evaluation"])
+        self.runner: RunnerSettings = from_config(RunnerSettings, "runner", config["runner"])
+        self.baselines = _checked_baselines(config["baselines"])
+        # Before the data is loaded: a misspelt setting must not cost a download.
+        build(config["algorithm"], Problem(1, 1, seed))
+        self.data: Interactions = load_dataset(config["dataset"], say=say)
+        self.features = item_features(self.data)
+        self.algorithm: Recommender = build(
+            config["algorithm"], Problem(self.data.n_users, self.data.n_items, seed, self.features)
+        )
+        self.n_nodes = self.federation.node_count(self.data.n_users, self.runner.worker_count)
+        check_memory(self.algorithm, self.data, self.runner.worker_count)
+        self.splits: list[tuple[Protocol, Split]] = [
+            (variant, make_split(self.data, variant, seed)) for variant in self.protocol.tie_variants()
+        ]
+
+    @property
+    def name(self) -> str:
+        return str(self.config.get("name") or f"{self.algorithm.name}_{self.data.name}")
+
+    @property
+    def title(self) -> str:
+        return f"{self.algorithm.name} · {self.data.name} · {self.protocol.name}"
+
+    @property
+    def dataset_line(self) -> str:
+        return f"{self.data.name}: {self.data.n_users:,} users, {self.data.n_items:,} items, {len(self.data):,} interactions"
+
+
+def _checked_baselines(options: Mapping[str, Any]) -> dict[str, Any]:
+    known = {
+        "popularity": bool, "ease": bool, "ease_regularization": float,
+        "local_only": bool, "local_only_rounds": int, "local_only_users": int,
+    }  # fmt: skip
+    for key, value in options.items():
+        if key not in known:
+            raise ConfigError(f"baselines.{key}: no such setting; there are {', '.join(known)}")
+        kind = known[key]
+        if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float)):
+            raise ConfigError(f"baselines.{key}={value!r}: expected {kind.__name__}")
+    return dict(options)
+
+
+def run_experiment(config: Config, console: Console | None = None, *, run_dir: Path | None = None) -> RunResult:
+    """Run one experiment and write its run directory.
+
+    ``config`` is a composed configuration (:func:`fedrec.experiment.config.load_config`). With ``protocol.tie_draws`` above 1 the experiment
+    repeats over that many orders of tied timestamps, in sub-directories, and the result is their mean.
+
+    Raises:
+        ConfigError, DataError: nothing was written.
+        RunFailed: too few devices succeeded; the run directory holds what there is.
+    """
+    console = console or Console(quiet=True)
+    plan = Plan(config, say=lambda text: console.print(f"[dim]{text}[/dim]"))
+    folder = run_dir or _fresh_directory(Path(str(config["output_dir"])), plan.name)
+    console.print(f"[bold]{plan.title}[/bold]  {plan.dataset_line}", highlight=False)
+    for caveat in (*plan.protocol.caveats(), *plan.splits[0][1].warnings):
+        console.print(f"[yellow]Note:[/yellow] {caveat}", highlight=False)
+    if len(plan.splits) == 1:
+        summary = _run_one(plan, *plan.splits[0], folder, console)
+    else:
+        parts = [_run_one(plan, p, split, folder / f"ties-{p.tie_seed}", console) for p, split in plan.splits]
+        summary = combine(parts, folder)
+        _write_json(folder / "summary.json", summary)
+        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    return RunResult.from_summary(summary, folder)
+
+
+def _run_one(plan: Plan, protocol: Protocol, split: Split, folder: Path, console: Console) -> dict[str, Any]:
+    folder.mkdir(parents=True)
+    devices = folder / "devices"
+    finished = False
+    interrupted, restore = interrupt_flag()
+    try:
+        (folder / "config.yaml").write_text(yaml.safe_dump(plan.config, sort_keys=False))
+        log = _open_log(folder / "run.log")
+        with ResourceMonitor() as monitor:
+            settings = _workspace(plan, protocol, split, devices)
+            baselines = central_baselines(plan.baselines, split, protocol, plan.seed)
+            outcome, error = _federate(plan, Workspace.open(devices), folder, console, log, interrupted.is_set)
+            finished = bool(outcome.rounds)
+            if outcome.status in ("finished", "early_stopped") and not interrupted.is_set():
+                rounds = outcome.best_round or plan.federation.rounds
+                baselines["local_only"] = local_only(
+                    plan.baselines, plan.algorithm, split, plan.evaluation, devices.with_name("local-only"),
+                    {"algorithm": plan.config["algorithm"], "protocol": _protocol_dict(protocol), "settings": settings},
+                    rounds, console,
+                )  # fmt: skip
+        summary = summarise(plan, protocol, split, outcome, baselines, monitor, folder)
+        _write_json(folder / "summary.json", summary)
+        _save_checkpoint(folder / "checkpoint", outcome, summary)
+        if outcome.best_per_user:
+            _save_per_user(folder / "per_user.npz", outcome)
+        if error is not None:
+            raise error
+        return summary
+    finally:
+        restore()
+        _close_log()
+        if not finished:
+            shutil.rmtree(folder, ignore_errors=True)  # nothing half-written stays behind
+
+
+def _federate(
+    plan: Plan, workspace: Workspace, folder: Path, console: Console, log: logging.Logger, stop: Callable[[], bool]
+) -> tuple[Outcome, RunFailed | None]:
+    outcome = Outcome()
+    total = min(plan.federation.rounds, plan.algorithm.max_rounds or plan.federation.rounds)
+    with (
+        (folder / "metrics.jsonl").open("w") as lines,
+        RunProgress(total, plan.title, console, metric=plan.protocol.select_metric) as progress,
+    ):
+
+        def listen(line: dict[str, Any]) -> None:
+            lines.write(json.dumps(_jsonable(line)) + "\n")
+            lines.flush()
+            outcome.rounds.append(line)
+            for failure in line.get("failures", []):
+                log.warning("round %s: %s", line["round"], failure)
+            progress.update(line)
+
+        try:
+            return run_federation(workspace, plan.federation, plan.evaluation, plan.runner, listen, stop), None
+        except RunFailed as error:
+            log.error("%s", error)
+            outcome.status, outcome.reason = "failed", str(error)
+            return outcome, error
+
+
+def _workspace(plan: Plan, protocol: Protocol, split: Split, devices: Path) -> dict[str, Any]:
+    federation, runner = plan.federation, plan.runner
+    codec = {"fraction": federation.top_fraction}
+    settings = {
+        "seed": plan.seed,
+        "n_nodes": plan.n_nodes,
+        "upload": {"kind": federation.upload_codec, "precision": federation.upload_precision, **codec},
+        "download": {"kind": federation.download_codec, "precision": federation.download_precision, **codec},
+        "device": runner.device,
+        "threads": runner.threads,
+        "chunk_rows": runner.chunk_rows,
+        "fused": runner.fused,
+        "aggregation_counts": federation.mean == "contributors",
+        "per_user_metrics": plan.evaluation.per_user,
+        "private_state": plan.evaluation.private_state,
+    }
+    features = plan.features.numpy() if plan.features is not None else None
+    Workspace.create(devices, split, plan.config["algorithm"], _protocol_dict(protocol), settings, features)
+    server = {
+        "federation": asdict(federation), "evaluation": asdict(plan.evaluation), "workers": runner.worker_count,
+    }  # fmt: skip
+    (devices / "server.json").write_text(json.dumps(server, indent=1))
+    return settings
+
+
+def _protocol_dict(protocol: Protocol) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(protocol).items()}
+
+
+def _fresh_directory(root: Path, name: str) -> Path:
+    """``root/name/timestamp``, not yet created; two runs in one second get different names."""
+    if not os.access(root if root.exists() else root.absolute().parent, os.W_OK):
+        raise ConfigError(f"output_dir={root}: cannot write there; choose another folder with output_dir=…")
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    folder, number = root / name / stamp, 1
+    while folder.exists():
+        number += 1
+        folder = root / name / f"{stamp}-{number}"
+    return folder
+
+
+def _jsonable(value: Any) -> Any:
+    """JSON has no NaN; a number that is not finite is written as null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _jsonable(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_jsonable(inner) for inner in value]
+    return value
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(_jsonable(dict(document)), indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def _save_checkpoint(folder: Path, outcome: Outcome, summary: Mapping[str, Any]) -> None:
+    """The item view of the best round, as safetensors with a checksum beside it."""
+    shared = outcome.best_shared or outcome.final_shared
+    if not shared:
+        return
+    folder.mkdir()
+    path = folder / "best.safetensors"
+    save_file({name: value.contiguous() for name, value in shared.items()}, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    _write_json(
+        folder / "best.json",
+        {"round": outcome.best_round, "algorithm": summary["algorithm"], "sha256": digest},
+    )
+
+
+def _save_per_user(path: Path, outcome: Outcome) -> None:
+    names = outcome.best_per_user[0].keys()
+    np.savez_compressed(
+        path, **{name: np.concatenate([part[name] for part in outcome.best_per_user]) for name in names}
+    )
+
+
+_LOGGER = logging.getLogger("fedrec.run")
+
+
+def _open_log(path: Path) -> logging.Logger:
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    _LOGGER.setLevel(logging.INFO)
+    _LOGGER.propagate = False
+    _LOGGER.addHandler(handler)
+    return _LOGGER
+
+
+def _close_log() -> None:
+    for handler in list(_LOGGER.handlers):
+        handler.close()
+        _LOGGER.removeHandler(handler)

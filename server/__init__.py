@@ -1,0 +1,4 @@
+"""The coordinator: who takes part, how updates become the next item view, which round is reported.
+
+``server.strategy`` is the Flower Strategy, ``server.app`` the ServerApp, ``server.runners`` host both apps (inline, Ray).
+"""

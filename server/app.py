@@ -1,0 +1,50 @@
+"""The Flower ServerApp.
+
+The runners build one around a prepared strategy (:func:`make_app`). ``app``, which ``[tool.flwr.app]`` names, reads everything from the
+workspace that the Flower run configuration points at: ``flwr run . --run-config 'workspace="/path/to/workspace"'``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from clients.workspace import Workspace
+from fedrec.errors import ConfigError
+from server.settings import EvaluationSettings, FederationSettings, from_config
+from server.strategy import FedRecStrategy
+
+app = ServerApp()
+
+
+def make_app(strategy: FedRecStrategy, parallel: int) -> ServerApp:
+    """A ServerApp that runs ``strategy``; its outcome is in ``strategy.outcome`` afterwards."""
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        strategy.run(grid, parallel)
+
+    return server_app
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the workspace that the run configuration names; the rounds go to ``metrics.jsonl`` beside it."""
+    folder = str(context.run_config.get("workspace", ""))
+    if not folder:
+        raise ConfigError("run-config: workspace is missing; write --run-config 'workspace=\"RUN_DIR/workspace\"'")
+    workspace = Workspace.open(folder)
+    document = json.loads((workspace.folder / "server.json").read_text())
+    federation = from_config(FederationSettings, "federation", document["federation"])
+    evaluation = from_config(EvaluationSettings, "evaluation", document["evaluation"])
+    with (Path(folder) / "metrics.jsonl").open("w") as lines:
+
+        def write(line: dict[str, object]) -> None:
+            lines.write(json.dumps(line) + "\n")
+            lines.flush()
+
+        FedRecStrategy(workspace, federation, evaluation, write).run(grid, int(document["workers"]))

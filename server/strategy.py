@@ -1,0 +1,336 @@
+"""The Flower Strategy: sample users, send the item view, sum what comes back, choose the round to report.
+
+One message a node and round: a node first evaluates the view of the *previous* round, then trains on it, which halves the
+transport. So the metrics of round r arrive with the training of round r + 1, or with a last evaluation message.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from clients.messages import record, write_view
+from clients.workspace import Workspace
+from fedrec import random
+from fedrec.algorithms.base import Recommender, StatisticsRecommender, Tensors
+from fedrec.errors import RunFailed
+from fedrec.evaluation.sums import EvaluationSums
+from privacy.samplers import sample_users
+from server.aggregation import RoundSum, add_replies, mean_update
+from server.settings import EvaluationSettings, FederationSettings
+
+Int64 = npt.NDArray[np.int64]
+Listener = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Outcome:
+    """What a finished federation leaves behind; ``rounds`` are the lines of ``metrics.jsonl``."""
+
+    status: str = "finished"
+    reason: str | None = None
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    best_round: int = 0
+    best_evaluation: EvaluationSums | None = None
+    best_shared: Tensors = field(default_factory=dict)
+    best_per_user: list[dict[str, npt.NDArray[Any]]] = field(default_factory=list)
+    final_shared: Tensors = field(default_factory=dict)
+    started: float = 0.0
+    ready: float = 0.0
+
+
+class FedRecStrategy(Strategy):
+    """Runs any :class:`Recommender` over the nodes of a Grid. ``listener`` gets every round's line once it is complete."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        federation: FederationSettings,
+        evaluation: EvaluationSettings,
+        listener: Listener | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.workspace, self.federation, self.evaluation = workspace, federation, evaluation
+        self.algorithm: Recommender = workspace.algorithm
+        self.listener, self.stop = listener or (lambda line: None), stop
+        self.shared = self.algorithm.initial_shared()
+        self.outcome = Outcome()
+        self._memory: Tensors = {}
+        self._optimizer = federation.optimizer()
+        self._moments: dict[str, dict[str, torch.Tensor]] = {}
+        self._nodes: dict[int, int] = {}
+        self._open: dict[str, Any] | None = None  # the line of a round whose metrics are still to come
+        self._asked = 0
+        self._since_best = 0
+        self._best_value = -np.inf
+        self._silent: list[str] = []
+        self._to_evaluate = self._evaluation_users()
+
+    # -- who ------------------------------------------------------------------------------------------------------
+
+    def wait_for_nodes(self, grid: Grid) -> None:
+        """Wait until every node is registered and has said which users it hosts (a ServerApp starts before its nodes)."""
+        expected = self.workspace.settings.n_nodes
+        deadline = time.monotonic() + self.federation.node_timeout
+        ids: list[int] = []
+        while len(ids) < expected:
+            ids = list(grid.get_node_ids())
+            if time.monotonic() > deadline:
+                raise RunFailed(
+                    f"only {len(ids)} of {expected} nodes registered within {self.federation.node_timeout:.0f} s; "
+                    "raise federation.node_timeout, or use fewer federation.nodes"
+                )
+            if len(ids) < expected:
+                time.sleep(0.02)
+        content = RecordDict({"hello": ConfigRecord({})})
+        hellos = [Message(content, node, "query.hello") for node in sorted(ids)]
+        for reply in grid.send_and_receive(hellos, timeout=self.federation.node_timeout):
+            if reply.has_error():
+                raise RunFailed(f"a node failed to start: {reply.error.reason}")
+            self._nodes[reply.metadata.src_node_id] = int(str(reply.content.config_records["hello"]["node"]))
+        if sorted(self._nodes.values()) != list(range(expected)):
+            raise RunFailed(f"nodes {sorted(self._nodes.values())} answered, expected 0…{expected - 1}")
+
+    def _evaluation_users(self) -> Int64:
+        n_users, wanted = self.workspace.split.n_users, self.evaluation.users
+        if not wanted or wanted >= n_users:
+            return np.arange(n_users, dtype=np.int64)
+        key = random.stream(self.workspace.settings.seed, "evaluated")
+        return random.sample_without_replacement(key, n_users, wanted)
+
+    def _messages(self, number: int, arrays: ArrayRecord, train: Int64, evaluate: Int64, kind: str) -> list[Message]:
+        messages = []
+        for node_id, node in sorted(self._nodes.items(), key=lambda pair: pair[1]):
+            users = self.workspace.users_of(node)
+            mine = [ids[(ids >= users.start) & (ids < users.stop)] for ids in (train, evaluate)]
+            if not mine[0].size and not mine[1].size:
+                continue
+            both = np.union1d(*mine)
+            personal = self.algorithm.personal_views(self.shared, self._memory, both)
+            own = {name: value.numpy() for name, value in personal.items()}
+            content = RecordDict(
+                {
+                    "view": arrays,
+                    "personal": record({"users": both, **own} if own else {}),
+                    "cohort": record({"train": mine[0].astype(np.int32), "evaluate": mine[1].astype(np.int32)}),
+                    "task": ConfigRecord({"workspace": str(self.workspace.folder), "round": number}),
+                }
+            )
+            messages.append(Message(content, node_id, kind))
+        return messages
+
+    # -- Flower's hooks ---------------------------------------------------------------------------------------------
+
+    def view(self) -> ArrayRecord:
+        """The item view as every device downloads it."""
+        return record(write_view(self.algorithm.shared, self.shared, self.workspace.settings.download))
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Messages that evaluate the previous round's view, where due, and train this round's users."""
+        federation = self.federation
+        users = sample_users(
+            federation.sampler,
+            federation.fraction,
+            self.workspace.split.n_users,
+            self.workspace.settings.seed,
+            server_round,
+        )
+        # A device without training interactions has nothing to train on.
+        users = users[self.workspace.split.train.counts[users] > 0]
+        self._asked = users.size
+        due = self._to_evaluate if self._open is not None and self._due(server_round - 1) else self._to_evaluate[:0]
+        return self._messages(server_round, arrays, users, due, MessageType.TRAIN)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Close the previous round's line with its metrics; make this round's view. RunFailed when too few devices succeeded."""
+        started = time.process_time()
+        total = add_replies(self.algorithm, self.shared, list(replies), self._nodes)
+        self._close(total)
+        if self._asked and total.devices < self.federation.min_success * self._asked:
+            raise RunFailed(
+                f"round {server_round}: {total.devices} of {self._asked} devices succeeded, less than "
+                f"federation.min_success={self.federation.min_success}. " + "; ".join(self._failures(total)[:3])
+            )
+        if total.devices:
+            self._apply(server_round, total)
+        self._open = self._line(server_round, total, time.process_time() - started)
+        return self.view(), MetricRecord({"loss": total.loss, "devices": total.devices})
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Messages that only evaluate; the last round needs them."""
+        none = self._to_evaluate[:0]
+        return self._messages(server_round + 1, arrays, none, self._to_evaluate, MessageType.EVALUATE)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Close the line of ``server_round`` with its metrics."""
+        total = add_replies(self.algorithm, self.shared, list(replies), self._nodes)
+        if total.evaluation is None:
+            raise RunFailed(f"the evaluation of round {server_round} failed. " + "; ".join(total.failures[:3]))
+        self._close(total)
+        return MetricRecord(total.evaluation.metrics("validation"))
+
+    def summary(self) -> None:
+        """Flower's log gets nothing: the run's own display and files say it all."""
+
+    # -- one round -------------------------------------------------------------------------------------------------
+
+    def _due(self, number: int) -> bool:
+        return number % self.evaluation.every == 0 or number == self.total_rounds
+
+    @property
+    def total_rounds(self) -> int:
+        """The configured rounds, or fewer where the algorithm is done earlier."""
+        return min(self.federation.rounds, self.algorithm.max_rounds or self.federation.rounds)
+
+    def _apply(self, number: int, total: RoundSum) -> None:
+        algorithm = self.algorithm
+        if isinstance(algorithm, StatisticsRecommender):
+            self.shared = algorithm.solve(self.shared, total.sums, total.devices)
+        elif algorithm.needs_user_updates:
+            users = np.concatenate(total.users)
+            order = np.argsort(users)
+            updates = {name: torch.from_numpy(np.concatenate(v)[order]) for name, v in total.user_updates.items()}
+            self.shared, self._memory = algorithm.aggregate_users(
+                self.shared, self._memory, users[order], updates, number - 1
+            )
+        else:
+            for name, delta in mean_update(total, algorithm, self.federation.mean).items():
+                value, state = self._optimizer.step(self.shared[name], delta, self._moments.get(name, {}))
+                self.shared, self._moments[name] = {**self.shared, name: value}, state
+        self.shared = algorithm.finish_round(self.shared, number - 1)
+
+    def _failures(self, total: RoundSum) -> list[str]:
+        named = [f"user {user}: its update is not finite" for user in total.failed_users]
+        return self._silent + total.failures + named
+
+    def _line(self, number: int, total: RoundSum, seconds: float) -> dict[str, Any]:
+        devices = max(total.devices, 1)
+        per_item = [name for name, spec in self.algorithm.shared.items() if spec.per_item]
+        line: dict[str, Any] = {
+            "round": number,
+            "loss": total.loss / devices if total.devices and total.steps else None,
+            "users": total.devices,
+            "failed_users": self._asked - total.devices,
+            "train_s": total.cpu.get("train", 0.0),
+            "sample_s": total.cpu.get("sample", 0.0),
+            "aggregate_s": seconds,
+            "upload_bytes_per_user": total.upload_bytes / devices,
+            "download_bytes_per_user": sum(array.numpy().nbytes for array in self.view().values()),
+            "sparsity": {name: float((self.shared[name] == 0).float().mean()) for name in per_item},
+            "update_norm": {name: float(np.sqrt(value / devices)) for name, value in total.squared_norm.items()},
+        }
+        if failures := self._failures(total):
+            line["failures"] = failures[:20]
+        return line
+
+    def _close(self, total: RoundSum) -> None:
+        """Complete the open line with the evaluation that has just come in, and choose the best round."""
+        if self._open is None:
+            return
+        line, self._open = self._open, None
+        if total.evaluation is not None:
+            line["evaluated_users"] = total.evaluation.n_users("test")
+            line["evaluate_s"] = total.cpu.get("evaluate", 0.0)
+            for part in ("validation", "test"):
+                line[part] = total.evaluation.metrics(part)  # type: ignore[arg-type]
+            self._select(line, total)
+        line["wall_s"] = time.perf_counter() - self._round_start
+        line["transport_s"] = max(0.0, self._waiting - self._busy(line))
+        self._round_start = time.perf_counter()
+        self.outcome.rounds.append(line)
+        self.listener(line)
+
+    def _busy(self, line: dict[str, Any]) -> float:
+        """CPU seconds of the nodes, per worker: what of the waiting was work."""
+        work = line["train_s"] + line["sample_s"] + line.get("evaluate_s", 0.0)
+        return float(work) / max(1, min(len(self._nodes), self.parallel))
+
+    def _select(self, line: dict[str, Any], total: RoundSum) -> None:
+        protocol = self.workspace.protocol
+        assert total.evaluation is not None
+        value = total.evaluation.metrics(protocol.select_on).get(protocol.select_metric, -np.inf)
+        if self.outcome.best_round and value <= self._best_value:
+            self._since_best += 1
+            return
+        self._best_value, self._since_best = value, 0
+        self.outcome.best_round = line["round"]
+        self.outcome.best_evaluation = total.evaluation
+        self.outcome.best_per_user = total.per_user
+        # ``_apply`` replaces tensors and never changes them in place, so no copy is needed.
+        self.outcome.best_shared = self._evaluated_view
+
+    def _verdict(self, number: int) -> tuple[str, str] | None:
+        """Why the federation should stop before its last round, if it should."""
+        if self.stop():
+            return "interrupted", f"interrupted in round {number}"
+        losses = [line["loss"] for line in [*self.outcome.rounds, self._open] if line and line["loss"] is not None]
+        if losses and not (abs(losses[-1]) <= self.federation.divergence_factor * max(1.0, abs(losses[0]))):
+            return "diverged", (
+                f"training diverged in round {number}: the loss went from {losses[0]:.4g} to {losses[-1]:.4g}; "
+                "lower the learning rates, or raise federation.divergence_factor to see more of it"
+            )
+        patience = self.federation.patience
+        if patience and self._since_best >= patience:
+            protocol = self.workspace.protocol
+            return "early_stopped", (
+                f"no better {protocol.select_on} {protocol.select_metric} in the {patience} evaluations after round {self.outcome.best_round}"
+            )
+        return None
+
+    def run(self, grid: Grid, parallel: int) -> Outcome:
+        """All rounds. Unlike Flower's ``start`` it can stop early, and evaluates a round within the next one's message."""
+        self.parallel = parallel
+        self.outcome.started = time.perf_counter()
+        self.wait_for_nodes(grid)
+        self.outcome.ready = self._round_start = time.perf_counter()
+        timeout, config = self.federation.reply_timeout, ConfigRecord({})
+        arrays, number = self.view(), 0
+        for number in range(1, self.total_rounds + 1):
+            messages = list(self.configure_train(number, arrays, config, grid))
+            self._evaluated_view = self.shared
+            replies = self._exchange(grid, messages, timeout)
+            arrays = self.aggregate_train(number, replies)[0] or arrays
+            verdict = self._verdict(number)
+            if verdict is not None:
+                self.outcome.status, self.outcome.reason = verdict
+                break
+        if self._open is not None:
+            self._evaluated_view = self.shared
+            if self.outcome.status in ("finished", "early_stopped"):
+                messages = list(self.configure_evaluate(number, arrays, config, grid))
+                self.aggregate_evaluate(number, self._exchange(grid, messages, timeout))
+            else:
+                self._close(RoundSum({}))
+        self.outcome.final_shared = self.shared
+        return self.outcome
+
+    def _exchange(self, grid: Grid, messages: list[Message], timeout: float) -> list[Message]:
+        began = time.perf_counter()
+        replies = list(grid.send_and_receive(messages, timeout=timeout)) if messages else []
+        self._waiting = time.perf_counter() - began
+        answered = {reply.metadata.src_node_id for reply in replies}
+        silent = [self._nodes[m.metadata.dst_node_id] for m in messages if m.metadata.dst_node_id not in answered]
+        self._silent = [f"node {n}: no answer within federation.reply_timeout={timeout:.0f} s" for n in silent]
+        return replies
+
+    def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
+        """Flower's entry point; runs :meth:`run` and returns the final arrays in Flower's own result."""
+        self.run(grid, parallel=1)
+        result = Result()
+        result.arrays = self.view()
+        return result

@@ -1,0 +1,1 @@
+"""Unlearning requests and the proof that they were honoured. The room is reserved; nothing stands in it yet."""
