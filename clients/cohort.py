@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from numba import njit
+from numba import int64, njit, uint64
 from torch import Tensor
 
 from fedrec import random
@@ -47,6 +47,12 @@ class CohortExamples:
         return np.diff(self.row_ptr)
 
 
+@njit(int64(uint64, uint64), cache=True, inline="always")
+def below32(word: np.uint64, n: np.uint64) -> int:
+    """A uniform integer below ``n`` < 2^31 from 64 random bits (bias below n · 2^-32)."""
+    return np.int64(((word >> np.uint64(32)) * n) >> np.uint64(32))
+
+
 @njit(cache=True)
 def _compact(
     positive_ptr: Int64, positive: Int32, negative: Int32, per: int, n_items: int
@@ -57,57 +63,54 @@ def _compact(
     example = np.empty(total, dtype=np.int32)
     row_ptr = np.zeros(n_devices + 1, dtype=np.int64)
     example_ptr = np.zeros(n_devices + 1, dtype=np.int64)
-    seen = np.full(n_items, -1, dtype=np.int64)
+    # Ascending distinct items without sorting: mark items and their blocks of 64, then sweep the marked blocks.
+    hit = np.zeros(n_items, dtype=np.uint8)
+    block_hit = np.zeros((n_items >> 6) + 1, dtype=np.uint8)
     place = np.empty(n_items, dtype=np.int32)
     filled = 0
     for b in range(n_devices):
         start, stop = positive_ptr[b], positive_ptr[b + 1]
-        first = filled
-        for source in range(2):
-            low, high = (start, stop) if source == 0 else (start * per, stop * per)
-            for e in range(low, high):
-                item = positive[e] if source == 0 else negative[e]
-                if seen[item] != b:
-                    seen[item] = b
-                    rows[filled] = item
-                    filled += 1
-        mine = np.sort(rows[first:filled])
-        rows[first:filled] = mine
-        for k in range(mine.size):
-            place[mine[k]] = k
-        at = example_ptr[b]
-        for e in range(start, stop):
-            example[at] = place[positive[e]]
-            at += 1
-        for e in range(start * per, stop * per):
-            example[at] = place[negative[e]]
-            at += 1
-        example_ptr[b + 1] = at
+        first, at = filled, example_ptr[b]
+        for e in range((stop - start) * (1 + per)):
+            item = positive[start + e] if e < stop - start else negative[start * per + e - (stop - start)]
+            hit[item] = 1
+            block_hit[item >> 6] = 1
+            example[at + e] = item
+        for block in range(block_hit.size):
+            if block_hit[block]:
+                block_hit[block] = 0
+                for item in range(block << 6, min((block + 1) << 6, n_items)):
+                    if hit[item]:
+                        hit[item] = 0
+                        place[item] = filled - first
+                        rows[filled] = item
+                        filled += 1
         row_ptr[b + 1] = filled
-    return row_ptr, rows[:filled].copy(), example_ptr, example
+        example_ptr[b + 1] = at + (stop - start) * (1 + per)
+        for e in range(at, example_ptr[b + 1]):
+            example[e] = place[example[e]]
+    return row_ptr, rows[:filled], example_ptr, example
 
 
 @njit(cache=True)
 def _subset(ptr: Int64, items: Int32, limit: int, keys: npt.NDArray[np.uint64]) -> tuple[Int64, Int32]:
-    """At most ``limit`` items of every row, drawn without replacement, in the row's order."""
-    out_ptr = np.zeros_like(ptr)
-    out = np.empty_like(items)
+    """At most ``limit`` items of every row, drawn without replacement, in the row's order.
+
+    Selection sampling (Knuth, TAOCP 2, algorithm 3.4.2S): every item is taken with probability wanted / left.
+    """
+    out_ptr = np.zeros(ptr.size, dtype=np.int64)
+    out = np.empty(items.size, dtype=np.int32)
     filled = 0
     for b in range(ptr.size - 1):
         n = ptr[b + 1] - ptr[b]
-        if n <= limit:
-            out[filled : filled + n] = items[ptr[b] : ptr[b + 1]]
-            filled += n
-        else:
-            words = np.empty(n, dtype=np.uint64)
-            for k in range(n):
-                words[k] = random.draw64(keys[b], np.uint64(k))
-            chosen = np.sort(np.argsort(words)[:limit])
-            for k in chosen:
+        wanted = min(n, limit)
+        for k in range(n):
+            if below32(random.draw64(keys[b], np.uint64(k)), np.uint64(n - k)) < wanted:
                 out[filled] = items[ptr[b] + k]
                 filled += 1
+                wanted -= 1
         out_ptr[b + 1] = filled
-    return out_ptr, out[:filled].copy()
+    return out_ptr, out[:filled]
 
 
 def draw_examples(split: Split, users: Int64, local: LocalTraining, seed: int, round_number: int) -> CohortExamples:
@@ -131,13 +134,13 @@ def draw_examples(split: Split, users: Int64, local: LocalTraining, seed: int, r
 
 
 @njit(cache=True)
-def epoch_order(key: np.uint64, epoch: int, n: int) -> Int64:
-    """The order in which a device visits its ``n`` examples (or pairs) in ``epoch``."""
-    words = np.empty(n, dtype=np.uint64)
+def fill_order(key: np.uint64, epoch: int, order: Int64) -> None:
+    """The order in which a device visits its ``order.size`` examples (or pairs) in ``epoch``: Fisher and Yates' shuffle."""
     own = random.child64(key, np.uint64(epoch))
-    for k in range(n):
-        words[k] = random.draw64(own, np.uint64(k))
-    return np.argsort(words)
+    for k in range(order.size):
+        j = below32(random.draw64(own, np.uint64(k)), np.uint64(k + 1))
+        order[k] = order[j]
+        order[j] = k
 
 
 @njit(cache=True)
@@ -157,10 +160,12 @@ def batch_weights(
             for k in range(n):
                 weights[i, example[start + k]] += 1.0
         else:
-            order = epoch_order(keys[b], epoch, n)
+            order = np.empty(n, dtype=np.int64)
+            fill_order(keys[b], epoch, order)
             for k in range(low, high):
                 weights[i, example[start + order[k]]] += 1.0
-        weights[i] /= high - low
+        for t in range(width):
+            weights[i, t] /= high - low
     return weights
 
 
@@ -184,9 +189,11 @@ def batch_pairs(
         low, high = batch * batch_size, min((batch + 1) * batch_size, n)
         if high <= low:
             continue
-        order = epoch_order(keys[b], epoch, n) if n > batch_size else np.arange(n)
+        order = np.empty(n, dtype=np.int64)
+        if n > batch_size:
+            fill_order(keys[b], epoch, order)
         for k in range(low, high):
-            pair = order[k]
+            pair = order[k] if n > batch_size else k
             first[i, k - low] = example[start + pair // per]
             second[i, k - low] = example[start + positives[b] + pair]
             weight[i, k - low] = 1.0 / (high - low)

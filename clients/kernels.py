@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from clients.cohort import epoch_order
+from clients.cohort import fill_order
 
 Int64 = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
@@ -150,7 +150,8 @@ def _update(
 ) -> None:  # fmt: skip
     """SGD on the active rows; ``gradient`` becomes the user vector's, taken before the rows change."""
     width = user.size
-    gradient[:] = _ZERO
+    for k in range(width):
+        gradient[k] = _ZERO
     both = personal.shape[0] > 0
     for j in range(n):
         c = item[active[j]]
@@ -179,7 +180,10 @@ def _catch_up(active: Int32, n: int, values: Float32, seen: Float64, product: fl
     for j in range(n):
         t = active[j]
         if seen[t] != product:
-            values[t] *= np.float32(product / seen[t])
+            missed, row = np.float32(product / seen[t]), values[t]
+            for k in range(row.size):
+                row[k] *= missed
+            seen[t] = product
 
 
 @njit(cache=True, error_model="numpy")
@@ -229,6 +233,86 @@ def _difference(base: Float32, rows: Int32, value: Float32, decay: float) -> tup
     return squares, nonzero
 
 
+class Batch(NamedTuple):
+    """Buffers of one mini-batch: per distinct row its number, label, weight, logit, slope; per pair its rows' slots."""
+
+    active: Int32
+    label: Float32
+    weight: Float32
+    logit: Float32
+    slope: Float32
+    first: Int32
+    second: Int32
+    margin: Float32
+    pair_weight: Float32
+    pair_slope: Float32
+    no_label: Float32
+    bits: Int32
+    power: Float32
+    slot: Int32  # of a touched row in the batch
+    mark: Int64  # the step at which a touched row was last in a batch
+
+
+@njit(cache=True)
+def _buffers(rows: int, pairs: int) -> Batch:
+    of_row, of_pair = np.empty((4, rows), dtype=np.float32), np.zeros((4, pairs), dtype=np.float32)
+    bits, sides = np.empty(max(rows, pairs), dtype=np.int32), np.empty((2, pairs), dtype=np.int32)
+    return Batch(
+        np.empty(rows, dtype=np.int32), of_row[0], of_row[1], of_row[2], of_row[3], sides[0], sides[1],
+        of_pair[0], of_pair[1], of_pair[2], of_pair[3], bits, bits.view(np.float32),
+        np.empty(rows, dtype=np.int32), np.empty(rows, dtype=np.int64),
+    )  # fmt: skip
+
+
+@njit(cache=True, error_model="numpy")
+def _open_batch(
+    visits: Visits, b: int, order: Int64, shuffled: bool, low: int, high: int, step: int, batch: Batch
+) -> int:
+    """Find the distinct rows of examples (or pairs) ``low…high-1``, with weights; returns how many."""
+    start, positives = visits.example_ptr[b], visits.positives[b]
+    share = _ONE / np.float32(high - low)
+    n = 0
+    for k in range(low, high):
+        e = order[k] if shuffled else k
+        for side in range(2 if visits.pairwise else 1):
+            at = e
+            if visits.pairwise:
+                at = e // visits.per if side == 0 else positives + e
+            t = visits.example[start + at]
+            if batch.mark[t] != step:
+                batch.mark[t], batch.slot[t], batch.active[n] = step, n, t
+                batch.label[n], batch.weight[n] = _ONE if at < positives else _ZERO, _ZERO
+                n += 1
+            if not visits.pairwise:
+                batch.weight[batch.slot[t]] += _ONE
+            elif side == 0:
+                batch.first[k - low] = batch.slot[t]
+            else:
+                batch.second[k - low] = batch.slot[t]
+                batch.pair_weight[k - low] = share
+    for j in range(n):
+        batch.weight[j] *= share
+    return n
+
+
+@njit(cache=True, error_model="numpy")
+def _slopes(pairwise: bool, n: int, pairs: int, batch: Batch) -> float:
+    """The batch's loss (BCE, or BPR as the BCE of the margin), and ``slope`` = its derivative by each row's logit."""
+    if not pairwise:
+        return cross_entropy(n, batch.logit, batch.label, batch.weight, batch.bits, batch.power, batch.slope)
+    for k in range(pairs):
+        batch.margin[k] = batch.logit[batch.second[k]] - batch.logit[batch.first[k]]
+    loss = cross_entropy(
+        pairs, batch.margin, batch.no_label, batch.pair_weight, batch.bits, batch.power, batch.pair_slope
+    )
+    for j in range(n):
+        batch.slope[j] = _ZERO
+    for k in range(pairs):
+        batch.slope[batch.second[k]] += batch.pair_slope[k]
+        batch.slope[batch.first[k]] -= batch.pair_slope[k]
+    return loss
+
+
 @njit(cache=True, error_model="numpy")
 def train_devices(
     visits: Visits, item: Rows, personal: Rows, users: Float32, biases: Float32,
@@ -248,103 +332,56 @@ def train_devices(
         most = max(most, visits.example_ptr[b + 1] - visits.example_ptr[b])
     c = np.empty((longest, width), dtype=np.float32)
     d = np.empty((longest if both else 0, width), dtype=np.float32)
-    active = np.empty(longest, dtype=np.int32)
-    slot = np.empty(longest, dtype=np.int32)
-    mark = np.empty(longest, dtype=np.int64)
-    is_positive = np.empty(longest, dtype=np.float32)
-    of_row = np.empty((4, longest), dtype=np.float32)
-    label, weight, logit, slope = of_row[0], of_row[1], of_row[2], of_row[3]
-    limit = min(most, visits.batch_size)
-    of_pair = np.zeros((4, limit if visits.pairwise else 0), dtype=np.float32)
-    margin, pair_weight, pair_slope, no_label = of_pair[0], of_pair[1], of_pair[2], of_pair[3]
-    sides = np.empty((2, of_pair.shape[1]), dtype=np.int32)
-    first, second = sides[0], sides[1]
-    bits = np.empty(max(longest, limit), dtype=np.int32)
-    power = bits.view(np.float32)
-    seen_c, seen_d = np.empty(longest, dtype=np.float64), np.empty(longest, dtype=np.float64)
-    gradient = np.empty(width, dtype=np.float32)
-    rate, keep = np.empty(4, dtype=np.float32), np.empty(4, dtype=np.float32)
+    batch = _buffers(longest, min(most, visits.batch_size) if visits.pairwise else 0)
+    seen_c, seen_d = np.empty(longest), np.empty(longest)
+    everything = np.arange(longest).astype(np.int32)
+    gradient, rate, keep = np.empty(width, np.float32), np.empty(4, np.float32), np.empty(4, np.float32)
+    order = np.empty(most, dtype=np.int64)
     strength, edge = np.float32(2.0 * repel / width), np.float32(l1 / width)
     filled = 0
     for i in range(visits.members.size):
         b = visits.members[i]
         rows = visits.rows[visits.row_ptr[b] : visits.row_ptr[b + 1]]
-        start, stop, positives = visits.example_ptr[b], visits.example_ptr[b + 1], visits.positives[b]
-        n = positives * visits.per if visits.pairwise else stop - start
-        batches = -(-n // visits.batch_size)
-        touched = rows.size
+        n = visits.positives[b] * visits.per if visits.pairwise else visits.example_ptr[b + 1] - visits.example_ptr[b]
+        shuffled = n > visits.batch_size
         _load(item, i, rows, filled, c)
         if both:
             _load(personal, i, rows, filled, d)
-        is_positive[:touched] = _ZERO
-        for e in range(start, start + positives):
-            is_positive[visits.example[e]] = _ONE
-        mark[:touched] = -1
-        seen_c[:touched] = 1.0
-        seen_d[:touched] = 1.0
-        decay = report.decay[i]
-        decay[:] = 1.0
-        user = users[i]
+        for t in range(rows.size):
+            batch.mark[t], seen_c[t], seen_d[t] = -1, 1.0, 1.0
+        user, decay = users[i], report.decay[i]
         total, visited, previous, step, n_active = 0.0, 0, np.nan, 0, 0
-        order = np.empty(0, dtype=np.int64)
         for epoch in range(visits.epochs):
-            if batches > 1:
-                order = epoch_order(visits.keys[b], epoch, n)
-            for batch in range(batches):
-                low, high = batch * visits.batch_size, min((batch + 1) * visits.batch_size, n)
-                if batches > 1 or step == 0:
-                    n_active = 0
-                    share = _ONE / np.float32(high - low)
-                    for k in range(low, high):
-                        e = order[k] if batches > 1 else k
-                        for side in range(2 if visits.pairwise else 1):
-                            at = e
-                            if visits.pairwise:
-                                at = e // visits.per if side == 0 else positives + e
-                            t = visits.example[start + at]
-                            if mark[t] != step:
-                                mark[t], slot[t], active[n_active] = step, n_active, t
-                                label[n_active], weight[n_active] = is_positive[t], _ZERO
-                                n_active += 1
-                            if not visits.pairwise:
-                                weight[slot[t]] += _ONE
-                            elif side == 0:
-                                first[k - low] = slot[t]
-                            else:
-                                second[k - low] = slot[t]
-                    if visits.pairwise:
-                        pair_weight[: high - low] = share
-                    else:
-                        weight[:n_active] *= share
-                if batches > 1:
-                    _catch_up(active, n_active, c, seen_c, decay[0])
+            if shuffled:
+                fill_order(visits.keys[b], epoch, order[:n])
+            for low in range(0, n, visits.batch_size):
+                high = min(low + visits.batch_size, n)
+                if shuffled or step == 0:
+                    n_active = _open_batch(visits, b, order, shuffled, low, high, step, batch)
+                if shuffled:
+                    _catch_up(batch.active, n_active, c, seen_c, decay[0])
                     if both:
-                        _catch_up(active, n_active, d, seen_d, decay[1])
-                apart, size = _logits(active, n_active, c, d, user, biases[i], weight, logit)
-                if visits.pairwise:
-                    pairs = high - low
-                    for k in range(pairs):
-                        margin[k] = logit[second[k]] - logit[first[k]]
-                    loss = cross_entropy(pairs, margin, no_label, pair_weight, bits, power, pair_slope)
-                    slope[:n_active] = _ZERO
-                    for k in range(pairs):
-                        slope[second[k]] += pair_slope[k]
-                        slope[first[k]] -= pair_slope[k]
-                else:
-                    loss = cross_entropy(n_active, logit, label, weight, bits, power, slope)
+                        _catch_up(batch.active, n_active, d, seen_d, decay[1])
+                apart, size = _logits(batch.active, n_active, c, d, user, biases[i], batch.weight, batch.logit)
+                if visits.pairwise:  # the weights of pairs; λ and μ act on pointwise batches only
+                    apart, size = 0.0, 0.0
+                loss = _slopes(visits.pairwise, n_active, high - low, batch)
                 loss += (l1 * size - repel * apart) / width
                 for s in range(4):
                     rate[s] = rates[step, s]
                     keep[s] = 1.0 - shrinks[step, s]
                     decay[s] *= 1.0 - shrinks[step, s]
-                _update(active, n_active, c, d, user, slope, weight, strength, edge, rate, keep, gradient)
+                push, sign = (_ZERO, _ZERO) if visits.pairwise else (strength, edge)
+                _update(batch.active, n_active, c, d, user, batch.slope, batch.weight, push, sign, rate, keep, gradient)
+                bias_gradient = 0.0
+                for j in range(n_active):
+                    bias_gradient += batch.slope[j]
+                    if shuffled:
+                        seen_c[batch.active[j]] = decay[0]
+                        seen_d[batch.active[j]] = decay[1]
                 for k in range(width):
                     user[k] = keep[2] * user[k] - rate[2] * gradient[k]
-                biases[i] = keep[3] * biases[i] - rate[3] * slope[:n_active].sum()
-                if batches > 1:
-                    for j in range(n_active):
-                        seen_c[active[j]] = decay[0]
-                        seen_d[active[j]] = decay[1]
+                biases[i] = keep[3] * biases[i] - rate[3] * np.float32(bias_gradient)
                 total += loss * (high - low)
                 visited += high - low
                 step += 1
@@ -353,36 +390,48 @@ def train_devices(
                 if abs(mean - previous) < visits.tolerance * abs(previous):
                     break
                 previous = mean
-        if batches > 1:
-            for t in range(touched):
-                active[t] = t
-            _catch_up(active, touched, c, seen_c, decay[0])
+        if shuffled:
+            _catch_up(everything, rows.size, c, seen_c, decay[0])
             if both:
-                _catch_up(active, touched, d, seen_d, decay[1])
+                _catch_up(everything, rows.size, d, seen_d, decay[1])
         report.loss[i], report.steps[i] = total / visited, step
-        good = np.isfinite(total) and np.isfinite(user.sum()) and np.isfinite(biases[i])
-        if both:
-            good = _finite(personal, i, rows, filled, d, decay[1]) and good
-        if item.own:
-            good = _finite(item, i, rows, filled, c, decay[0]) and good
-        else:
-            report.squares[i], report.nonzero[i] = _difference(item.base, rows, c, decay[0])
-            good = good and np.isfinite(report.squares[i])
-        report.good[i] = good
-        if not good:
-            continue
-        if not item.own:
-            for t in range(touched):
-                report.counts[rows[t]] += 1
-                target, delta = report.sums[rows[t]], c[t]
-                for k in range(width):
-                    target[k] += delta[k]
-        if both:
-            personal.log_scale[i] += np.log(decay[1])
-        if item.own:
-            item.log_scale[i] += np.log(decay[0])
-        filled += touched
+        if _close(item, personal, i, rows, filled, c, d, user, biases[i], total, report):
+            filled += rows.size
     return filled
+
+
+@njit(cache=True, error_model="numpy")
+def _close(
+    item: Rows, personal: Rows, i: int, rows: Int32, filled: int, c: Float32, d: Float32,
+    user: Float32, bias: np.float32, total: float, report: Report,
+) -> bool:  # fmt: skip
+    """Report device ``i``; add it to the sums, and prepare what is stored of it, unless a value is not finite."""
+    decay = report.decay[i]
+    good = np.isfinite(total) and np.isfinite(bias)
+    for k in range(user.size):
+        good = good and np.isfinite(user[k])
+    both = personal.base.shape[0] > 0
+    if both:
+        good = _finite(personal, i, rows, filled, d, decay[1]) and good
+    if item.own:
+        good = _finite(item, i, rows, filled, c, decay[0]) and good
+    else:
+        report.squares[i], report.nonzero[i] = _difference(item.base, rows, c, decay[0])
+        good = good and np.isfinite(report.squares[i])
+    report.good[i] = good
+    if not good:
+        return False
+    if item.own:
+        item.log_scale[i] += np.log(decay[0])
+    else:
+        for t in range(rows.size):
+            report.counts[rows[t]] += 1
+            target, delta = report.sums[rows[t]], c[t]
+            for k in range(user.size):
+                target[k] += delta[k]
+    if both:
+        personal.log_scale[i] += np.log(decay[1])
+    return True
 
 
 def scratch(rows: int, width: int) -> tuple[Int64, Float32, Float32]:

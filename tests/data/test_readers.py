@@ -158,8 +158,8 @@ def test_columns_can_be_named_or_numbered_and_left_out(tmp_path: Path) -> None:
         (GOOD + "u3,c,5\n", {}, ["line 4", "3 columns where the header has 4"]),
         (GOOD + "u3,c,5,6,7\n", {}, ["line 4", "5 columns"]),
         (GOOD + "u3,c\nu3,c,5,6,7,8\n", {}, ["line 4", "2 columns"]),  # a surplus elsewhere does not hide a lack
-        (GOOD + "u3,c,5\nu4,d,5,6,\n", {"columns": {"timestamp": False}}, ["line 4", "3 columns"]),  # nor one beside it
-        ('user_id,item_id\n1,"x"1"\n', {}, ["line 2", "mend the line", "quote"]),
+        (GOOD + "u3,c,5\nu4,d,5,6,", {"columns": {"timestamp": False}}, ["line 4", "3 columns"]),  # nor one beside it
+        ('user_id,item_id\n1,"x"1"', {}, ["line 2", "mend the line", "quote"]),
         ('user_id,item_id\n1,"\n2,y\n""', {}, ["line 4", "unexpected end of data"]),
         (GOOD + '"u,3",c,5\n', {}, ["line 4", "3 columns"]),
         (GOOD + 'u3,"c,5,6\n', {}, ["quote"]),
