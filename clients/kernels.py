@@ -326,19 +326,19 @@ def train_devices(
     """
     width = users.shape[1]
     both = personal.base.shape[0] > 0
-    longest, most = 0, 0
+    longest, most = np.int64(0), np.int64(0)
     for b in visits.members:
         longest = max(longest, visits.row_ptr[b + 1] - visits.row_ptr[b])
         most = max(most, visits.example_ptr[b + 1] - visits.example_ptr[b])
     c = np.empty((longest, width), dtype=np.float32)
     d = np.empty((longest if both else 0, width), dtype=np.float32)
-    batch = _buffers(longest, min(most, visits.batch_size) if visits.pairwise else 0)
+    batch = _buffers(longest, np.int64(min(most, visits.batch_size) if visits.pairwise else 0))
     seen_c, seen_d = np.empty(longest), np.empty(longest)
     everything = np.arange(longest).astype(np.int32)
     gradient, rate, keep = np.empty(width, np.float32), np.empty(4, np.float32), np.empty(4, np.float32)
     order = np.empty(most, dtype=np.int64)
     strength, edge = np.float32(2.0 * repel / width), np.float32(l1 / width)
-    filled = 0
+    filled = np.int64(0)  # typed: a literal would compile every callee twice
     for i in range(visits.members.size):
         b = visits.members[i]
         rows = visits.rows[visits.row_ptr[b] : visits.row_ptr[b + 1]]
@@ -350,7 +350,7 @@ def train_devices(
         for t in range(rows.size):
             batch.mark[t], seen_c[t], seen_d[t] = -1, 1.0, 1.0
         user, decay = users[i], report.decay[i]
-        total, visited, previous, step, n_active = 0.0, 0, np.nan, 0, 0
+        total, visited, previous, step, n_active = 0.0, 0, np.nan, np.int64(0), np.int64(0)
         for epoch in range(visits.epochs):
             if shuffled:
                 fill_order(visits.keys[b], epoch, order[:n])

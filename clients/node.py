@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from clients.cohort import draw_examples
+from clients.scoring import chunk_size, scores
 from clients.store import DeviceStore
 from clients.training import train_cohort
 from clients.update import CohortUpdate, start_update
@@ -79,7 +80,7 @@ def run_task(
         # First of all: a repeated task must evaluate the state that its first run evaluated.
         store.begin(round_number)
     if evaluate_users.size:
-        _evaluate(workspace, algorithm, store, shared, personal.of(evaluate_users), evaluate_users, result)
+        _evaluate(workspace, algorithm, store, shared, personal.of(evaluate_users), evaluate_users, round_number - 1, result)
     clock.lap("evaluate")
     if train_users.size:
         if isinstance(algorithm, GradientRecommender):
@@ -126,41 +127,26 @@ def _contribute(
     return update, arrays
 
 
-def evaluation_chunk(algorithm: Recommender, n_items: int) -> int:
-    """How many users are scored at once: their scores and their own per-item tensors stay within a fixed memory."""
-    own = sum(int(np.prod(spec.shape)) for spec in algorithm.private.values()) + n_items
-    return max(1, _SCORE_BYTES // (4 * own))
-
-
 def _evaluate(
     workspace: Workspace, algorithm: Recommender, store: DeviceStore, shared: Tensors, personal: Tensors,
-    users: Int64, result: NodeResult,
+    users: Int64, round_index: int, result: NodeResult,
 ) -> None:  # fmt: skip
     split, settings = workspace.split, workspace.settings
     popularity = np.bincount(split.train.items, minlength=split.n_items)
     evaluator = Evaluator(
         split, workspace.protocol, settings.seed, item_popularity=popularity, per_user=settings.per_user_metrics
     )
-    size = evaluation_chunk(algorithm, split.n_items)
+    size = chunk_size(algorithm, split.n_items, _SCORE_BYTES)
     device = torch.device(resolve_device(settings.device))
     public = {name: value.to(device) for name, value in shared.items()}
     for start in range(0, users.size, size):
         chunk = users[start : start + size]
-        params = {**public, **{name: value[start : start + size].to(device) for name, value in personal.items()}}
-        params |= private_parameters(algorithm, store, chunk, device)
-        with torch.no_grad():
-            scores = algorithm.score(params, split.train.take(chunk))
-        evaluator.add(chunk, np.ascontiguousarray(scores.cpu().numpy(), dtype=np.float32))
+        views = {name: value[start : start + size] for name, value in personal.items()}
+        history = split.train.take(chunk)
+        evaluator.add(chunk, scores(algorithm, store, public, views, chunk, history, device, round_index))
     result.evaluation = evaluator.sums()
     if settings.per_user_metrics:
         result.per_user = evaluator.per_user()
-
-
-def private_parameters(algorithm: Recommender, store: DeviceStore, users: Int64, device: torch.device) -> Tensors:
-    """All private tensors of ``users``, [B, *shape] each."""
-    own: dict[str, torch.Tensor] = store.vectors(users)
-    own |= {name: store.whole(name, users) for name, spec in algorithm.private.items() if spec.per_item}
-    return {name: value.to(device) for name, value in own.items()}
 
 
 def decode_dense(arrays: Mapping[str, npt.NDArray[Any]]) -> Tensors:
