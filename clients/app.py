@@ -83,7 +83,7 @@ def reply_content(workspace: Workspace, result: NodeResult, node: int) -> Record
             arrays[f"{name}/decay"] = np.asarray([update.decay[name]], dtype=np.float32)
     for name, packed in result.statistics.items():
         arrays[name] = packed
-    metrics: dict[str, int | float] = {
+    metrics: dict[str, int | float | list[int] | list[float]] = {
         "node": node,
         "devices": update.devices,
         "loss": update.loss,

@@ -25,6 +25,8 @@ Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
+_GROUP = 8  # without padding and intermediate tensors, so many more rows fit the memory of a chunk
+
 
 def why_not(
     algorithm: GradientRecommender, personal: Tensors, codec: Codec, device: str, round_index: int
@@ -84,14 +86,18 @@ def train_fused(
     is_shared = form.item in algorithm.shared
     view = shared[form.item].contiguous().numpy() if is_shared else np.zeros((0, width), dtype=np.float32)
     sums = update.sums[form.item].numpy() if is_shared else view
-    for members in _groups(cohort, chunk_rows):
+    groups = list(_groups(cohort, _GROUP * chunk_rows))
+    n_rows = max((int(cohort.touched[members].sum()) for members in groups), default=0)
+    buffers = {name: scratch(n_rows, width) for name in store.specs if store.specs[name].per_item}
+    for members in groups:
         users = cohort.users[members]
-        n_rows = int(cohort.touched[members].sum())
         own = store.vectors(users)
         vectors = np.ascontiguousarray(own[form.user].numpy())
         biases = own[form.bias].numpy() if form.bias else np.zeros(users.size, dtype=np.float32)
-        item = _shared_rows(view, users.size) if is_shared else _own_rows(store, form.item, users, n_rows)
-        offset = _own_rows(store, form.personal, users, n_rows) if form.personal else _shared_rows(view[:0], users.size)
+        item = _shared_rows(view, users.size) if is_shared else _own_rows(store, form.item, users, buffers)
+        offset = (
+            _own_rows(store, form.personal, users, buffers) if form.personal else _shared_rows(view[:0], users.size)
+        )
         report = _report(users.size, sums, update.counts.numpy())
         visits = Visits(
             members, cohort.row_ptr, cohort.rows, cohort.example_ptr, cohort.example, cohort.positives,
@@ -114,12 +120,12 @@ def train_fused(
     return update
 
 
-def _groups(cohort: CohortExamples, chunk_rows: int) -> Iterator[Int64]:
-    """Devices with examples, in the cohort's order, in groups of about ``chunk_rows`` touched rows."""
+def _groups(cohort: CohortExamples, max_rows: int) -> Iterator[Int64]:
+    """Devices with examples, in the cohort's order, in groups of about ``max_rows`` touched rows."""
     devices = np.flatnonzero(cohort.positives > 0)
     before = np.cumsum(cohort.touched[devices]) - cohort.touched[devices]
-    for number in np.unique(before // chunk_rows):
-        yield devices[before // chunk_rows == number]
+    for number in np.unique(before // max_rows):
+        yield devices[before // max_rows == number]
 
 
 def _schedules(
@@ -144,10 +150,10 @@ def _shared_rows(view: Float32, n_devices: int) -> Rows:
     return Rows(False, view, view[:0], nothing, np.zeros(n_devices), place, old, new)
 
 
-def _own_rows(store: DeviceStore, name: str, users: Int64, n_rows: int) -> Rows:
+def _own_rows(store: DeviceStore, name: str, users: Int64, buffers: dict[str, tuple[Int64, Float32, Float32]]) -> Rows:
     base, offset, log_scale = store.table(name)
     at = store.local(users)
-    place, old, new = scratch(n_rows, base.shape[1])
+    place, old, new = buffers[name]
     return Rows(True, base, offset, at * base.shape[0], log_scale[at], place, old, new)
 
 

@@ -80,7 +80,9 @@ def run_task(
         # First of all: a repeated task must evaluate the state that its first run evaluated.
         store.begin(round_number)
     if evaluate_users.size:
-        _evaluate(workspace, algorithm, store, shared, personal.of(evaluate_users), evaluate_users, round_number - 1, result)
+        _evaluate(
+            workspace, algorithm, store, shared, personal.of(evaluate_users), evaluate_users, round_number - 1, result
+        )
     clock.lap("evaluate")
     if train_users.size:
         if isinstance(algorithm, GradientRecommender):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,18 @@ def _memmap(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> npt.NDA
     if not path.exists() or path.stat().st_size != size:
         with path.open("ab") as file:
             file.truncate(size)
+    found = path.stat()
+    return _map(str(path), found.st_dev, found.st_ino, np.dtype(dtype).str, shape)
+
+
+@lru_cache(maxsize=16)
+def _map(path: str, device: int, inode: int, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """The map of one file. Kept between tasks, because touching every page anew costs a third of a round's training;
+    the file stays the truth (the map is shared with every process), and the inode tells a new file of the same name."""
+    if not int(np.prod(shape)):
+        return np.zeros(shape, dtype=dtype)
     # A plain array over the map: compiled kernels and torch take no subclass.
-    return np.asarray(np.memmap(path, dtype=dtype, mode="r+", shape=shape)) if size else np.zeros(shape, dtype=dtype)
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r+", shape=shape))
 
 
 @dataclass(frozen=True)

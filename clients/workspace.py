@@ -110,7 +110,7 @@ def _open(folder: str, stamp: int) -> Workspace:
             np.load(data / f"{name}.items.npy", mmap_mode="r", allow_pickle=False),
         )
 
-    split = Split(document["split"]["name"], document["split"]["n_items"], **{name: table(name) for name in _TABLES})
+    split = Split(document["split"]["name"], document["split"]["n_items"], *(table(name) for name in _TABLES))
     raw = dict(document["settings"])
     settings = ClientSettings(**{**raw, "upload": Codec(**raw["upload"]), "download": Codec(**raw["download"])})
     features = None

@@ -123,10 +123,10 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     combinations = expand_sweep(arguments.overrides) if arguments.multirun else [list(arguments.overrides)]
     configs = [load_config(overrides) for overrides in combinations]
     if arguments.cfg:
-        import yaml
+        from omegaconf import OmegaConf
 
         for config in configs:
-            console.print(yaml.safe_dump(config, sort_keys=False), highlight=False, markup=False)
+            console.print(OmegaConf.to_yaml(config), highlight=False, markup=False)
         return 0
     from fedrec.experiment.report import write_report
     from fedrec.experiment.run import run_experiment

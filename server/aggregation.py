@@ -91,8 +91,8 @@ def _add(total: RoundSum, algorithm: Recommender, shared: Tensors, message: Mess
     evaluation = named_arrays(content.array_records["evaluation"])
     evaluated = EvaluationSums.from_arrays(evaluation) if evaluation else None
     # Nothing was added so far: a refused reply leaves no trace in the sum.
-    for name, value in update.items():
-        total.sums[name] += value
+    for name, tensor in update.items():
+        total.sums[name] += tensor
     total.devices += int(metrics["devices"])
     total.loss += float(metrics["loss"])
     total.steps += int(metrics["steps"])

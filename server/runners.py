@@ -29,8 +29,8 @@ def run_federation(
 ) -> Outcome:
     """All rounds of a federation on the configured runner.
 
-    ``stop`` is asked between rounds; when it says so the outcome's status is ``interrupted``. RunFailed when too few devices
-    answer.
+    ``stop`` is asked between rounds; when it says so the outcome's status is ``interrupted``. When too few devices answer it
+    is ``failed``, with the reason.
     """
     strategy = FedRecStrategy(workspace, federation, evaluation, listener, stop)
     n_nodes = workspace.settings.n_nodes
@@ -120,4 +120,8 @@ def interrupt_flag() -> tuple[threading.Event, Callable[[], None]]:
         signal.signal(signal.SIGINT, previous)
 
     signal.signal(signal.SIGINT, handle)
-    return event, lambda: signal.signal(signal.SIGINT, previous) and None
+
+    def restore() -> None:
+        signal.signal(signal.SIGINT, previous)
+
+    return event, restore

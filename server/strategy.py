@@ -73,6 +73,9 @@ class FedRecStrategy(Strategy):
         self._since_best = 0
         self._best_value = -np.inf
         self._silent: list[str] = []
+        self._waiting = 0.0
+        self._parallel = 1
+        self._evaluated_view: Tensors = {}
         self._to_evaluate = self._evaluation_users()
 
     # -- who ------------------------------------------------------------------------------------------------------
@@ -158,12 +161,12 @@ class FedRecStrategy(Strategy):
         """Close the previous round's line with its metrics; make this round's view. RunFailed when too few devices succeeded."""
         started = time.process_time()
         total = add_replies(self.algorithm, self.shared, list(replies), self._nodes)
-        self._close(total)
         if self._asked and total.devices < self.federation.min_success * self._asked:
             raise RunFailed(
                 f"round {server_round}: {total.devices} of {self._asked} devices succeeded, less than "
                 f"federation.min_success={self.federation.min_success}. " + "; ".join(self._failures(total)[:3])
             )
+        self._close(total)
         if total.devices:
             self._apply(server_round, total)
         self._open = self._line(server_round, total, time.process_time() - started)
@@ -182,7 +185,7 @@ class FedRecStrategy(Strategy):
         if total.evaluation is None:
             raise RunFailed(f"the evaluation of round {server_round} failed. " + "; ".join(total.failures[:3]))
         self._close(total)
-        return MetricRecord(total.evaluation.metrics("validation"))
+        return MetricRecord(dict(total.evaluation.metrics("validation").items()))
 
     def summary(self) -> None:
         """Flower's log gets nothing: the run's own display and files say it all."""
@@ -229,6 +232,8 @@ class FedRecStrategy(Strategy):
             "train_s": total.cpu.get("train", 0.0),
             "sample_s": total.cpu.get("sample", 0.0),
             "aggregate_s": seconds,
+            # What of the waiting for replies was not the nodes' own CPU work.
+            "transport_s": max(0.0, self._waiting - sum(total.cpu.values()) / min(len(self._nodes), self._parallel)),
             "upload_bytes_per_user": total.upload_bytes / devices,
             "download_bytes_per_user": sum(array.numpy().nbytes for array in self.view().values()),
             "sparsity": {name: float((self.shared[name] == 0).float().mean()) for name in per_item},
@@ -246,19 +251,11 @@ class FedRecStrategy(Strategy):
         if total.evaluation is not None:
             line["evaluated_users"] = total.evaluation.n_users("test")
             line["evaluate_s"] = total.cpu.get("evaluate", 0.0)
-            for part in ("validation", "test"):
-                line[part] = total.evaluation.metrics(part)  # type: ignore[arg-type]
+            line["validation"] = total.evaluation.metrics("validation")
+            line["test"] = total.evaluation.metrics("test")
             self._select(line, total)
-        line["wall_s"] = time.perf_counter() - self._round_start
-        line["transport_s"] = max(0.0, self._waiting - self._busy(line))
-        self._round_start = time.perf_counter()
         self.outcome.rounds.append(line)
         self.listener(line)
-
-    def _busy(self, line: dict[str, Any]) -> float:
-        """CPU seconds of the nodes, per worker: what of the waiting was work."""
-        work = line["train_s"] + line["sample_s"] + line.get("evaluate_s", 0.0)
-        return float(work) / max(1, min(len(self._nodes), self.parallel))
 
     def _select(self, line: dict[str, Any], total: RoundSum) -> None:
         protocol = self.workspace.protocol
@@ -293,18 +290,32 @@ class FedRecStrategy(Strategy):
         return None
 
     def run(self, grid: Grid, parallel: int) -> Outcome:
-        """All rounds. Unlike Flower's ``start`` it can stop early, and evaluates a round within the next one's message."""
-        self.parallel = parallel
+        """All rounds. Unlike Flower's ``start`` it can stop early, and evaluates a round within the next one's message.
+
+        ``parallel`` workers host the nodes. A federation that cannot go on ends with the status ``failed`` and the reason.
+        """
+        self._parallel = parallel
         self.outcome.started = time.perf_counter()
-        self.wait_for_nodes(grid)
-        self.outcome.ready = self._round_start = time.perf_counter()
+        try:
+            self.wait_for_nodes(grid)
+            self.outcome.ready = time.perf_counter()
+            self._rounds(grid)
+        except RunFailed as error:
+            self.outcome.status, self.outcome.reason = "failed", str(error)
+        self.outcome.final_shared = self.shared
+        return self.outcome
+
+    def _rounds(self, grid: Grid) -> None:
         timeout, config = self.federation.reply_timeout, ConfigRecord({})
         arrays, number = self.view(), 0
         for number in range(1, self.total_rounds + 1):
+            began = time.perf_counter()
             messages = list(self.configure_train(number, arrays, config, grid))
             self._evaluated_view = self.shared
             replies = self._exchange(grid, messages, timeout)
             arrays = self.aggregate_train(number, replies)[0] or arrays
+            if self._open is not None:
+                self._open["wall_s"] = time.perf_counter() - began
             verdict = self._verdict(number)
             if verdict is not None:
                 self.outcome.status, self.outcome.reason = verdict
@@ -316,8 +327,6 @@ class FedRecStrategy(Strategy):
                 self.aggregate_evaluate(number, self._exchange(grid, messages, timeout))
             else:
                 self._close(RoundSum({}))
-        self.outcome.final_shared = self.shared
-        return self.outcome
 
     def _exchange(self, grid: Grid, messages: list[Message], timeout: float) -> list[Message]:
         began = time.perf_counter()

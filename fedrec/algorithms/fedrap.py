@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ class FedRAP(GradientRecommender):
         if self.sparsity not in ("proximal", "subgradient"):
             raise ConfigError(f"algorithm.sparsity={self.sparsity}: write proximal (exact zeros) or subgradient")
 
-    def _schedule(self) -> dict[str, float]:
+    def _schedule(self) -> dict[str, Any]:
         return {"round_decay": self.round_decay, "step_decay": self.step_decay}
 
     @property
@@ -94,7 +94,7 @@ class FedRAP(GradientRecommender):
     def private(self) -> Mapping[str, TensorSpec]:
         # As torch.nn.Linear: uniform in ±1/sqrt(dim), when no scale is given.
         bound = self.score_scale or 1.0 / math.sqrt(self.dim)
-        score = {"learning_rate": self.score_learning_rate, "weight_decay": self.score_weight_decay}
+        score: dict[str, Any] = {"learning_rate": self.score_learning_rate, "weight_decay": self.score_weight_decay}
         return {
             "personal": TensorSpec(
                 (self.problem.n_items, self.dim), per_item=True, common=True,

@@ -135,8 +135,8 @@ class Interactions:
             raise ValueError(f"{self.name}: rows are not sorted by user")
         if self.timestamp is not None and ((np.diff(self.timestamp) < 0) & (step == 0)).any():
             raise ValueError(f"{self.name}: rows are not sorted by time within a user")
-        pairs = self.user.astype(np.int64) * self.n_items + self.item
-        if np.unique(pairs).size != n:
+        pairs = np.sort(self.user.astype(np.int64) * self.n_items + self.item)
+        if (pairs[1:] == pairs[:-1]).any():
             raise ValueError(f"{self.name}: a (user, item) pair occurs twice")
         for label, table, size in (("item", self.item_table, self.n_items), ("user", self.user_table, self.n_users)):
             if table is not None and table.height != size:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 
-import psutil
-
 from fedrec.algorithms.base import Recommender, StatisticsRecommender
 from fedrec.data import Interactions
+from fedrec.data.memory import available_memory
 from fedrec.errors import ConfigError
 
 _PROCESS_BYTES = 350 * 2**20  # a worker with torch loaded, before any data (measured)
@@ -25,7 +24,7 @@ def estimate_bytes(algorithm: Recommender, data: Interactions, workers: int) -> 
 
 def check_memory(algorithm: Recommender, data: Interactions, workers: int) -> None:
     """ConfigError when a run would not fit into the memory that is free now."""
-    needed, free = estimate_bytes(algorithm, data, workers), psutil.virtual_memory().available
+    needed, free = estimate_bytes(algorithm, data, workers), available_memory()
     if needed > free:
         raise ConfigError(
             f"{algorithm.name} on {data.name} ({data.n_items:,} items) with {workers} workers needs about {needed / 1e9:.1f} GB, "

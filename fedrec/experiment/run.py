@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+from omegaconf import OmegaConf
 from rich.console import Console
 from safetensors.torch import save_file
 
@@ -123,7 +123,7 @@ def run_experiment(config: Config, console: Console | None = None, *, run_dir: P
         parts = [_run_one(plan, p, split, folder / f"ties-{p.tie_seed}", console) for p, split in plan.splits]
         summary = combine(parts, folder)
         _write_json(folder / "summary.json", summary)
-        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
     return RunResult.from_summary(summary, folder)
 
 
@@ -133,13 +133,15 @@ def _run_one(plan: Plan, protocol: Protocol, split: Split, folder: Path, console
     finished = False
     interrupted, restore = interrupt_flag()
     try:
-        (folder / "config.yaml").write_text(yaml.safe_dump(plan.config, sort_keys=False))
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(plan.config))
         log = _open_log(folder / "run.log")
         with ResourceMonitor() as monitor:
             settings = _workspace(plan, protocol, split, devices)
             baselines = central_baselines(plan.baselines, split, protocol, plan.seed)
-            outcome, error = _federate(plan, Workspace.open(devices), folder, console, log, interrupted.is_set)
+            outcome = _federate(plan, Workspace.open(devices), folder, console, log, interrupted.is_set)
             finished = bool(outcome.rounds)
+            if not finished:
+                raise RunFailed(outcome.reason or f"{outcome.status} before the first round was over")
             if outcome.status in ("finished", "early_stopped") and not interrupted.is_set():
                 rounds = outcome.best_round or plan.federation.rounds
                 baselines["local_only"] = local_only(
@@ -152,8 +154,6 @@ def _run_one(plan: Plan, protocol: Protocol, split: Split, folder: Path, console
         _save_checkpoint(folder / "checkpoint", outcome, summary)
         if outcome.best_per_user:
             _save_per_user(folder / "per_user.npz", outcome)
-        if error is not None:
-            raise error
         return summary
     finally:
         restore()
@@ -164,8 +164,7 @@ def _run_one(plan: Plan, protocol: Protocol, split: Split, folder: Path, console
 
 def _federate(
     plan: Plan, workspace: Workspace, folder: Path, console: Console, log: logging.Logger, stop: Callable[[], bool]
-) -> tuple[Outcome, RunFailed | None]:
-    outcome = Outcome()
+) -> Outcome:
     total = min(plan.federation.rounds, plan.algorithm.max_rounds or plan.federation.rounds)
     with (
         (folder / "metrics.jsonl").open("w") as lines,
@@ -175,17 +174,14 @@ def _federate(
         def listen(line: dict[str, Any]) -> None:
             lines.write(json.dumps(_jsonable(line)) + "\n")
             lines.flush()
-            outcome.rounds.append(line)
             for failure in line.get("failures", []):
                 log.warning("round %s: %s", line["round"], failure)
             progress.update(line)
 
-        try:
-            return run_federation(workspace, plan.federation, plan.evaluation, plan.runner, listen, stop), None
-        except RunFailed as error:
-            log.error("%s", error)
-            outcome.status, outcome.reason = "failed", str(error)
-            return outcome, error
+        outcome = run_federation(workspace, plan.federation, plan.evaluation, plan.runner, listen, stop)
+    if outcome.reason:
+        log.error("%s: %s", outcome.status, outcome.reason)
+    return outcome
 
 
 def _workspace(plan: Plan, protocol: Protocol, split: Split, devices: Path) -> dict[str, Any]:
