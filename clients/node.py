@@ -80,8 +80,9 @@ def run_task(
         # First of all: a repeated task must evaluate the state that its first run evaluated.
         store.begin(round_number)
     if evaluate_users.size:
+        held = store.before(round_number - 1) if settings.private_state == "before_round" else store
         _evaluate(
-            workspace, algorithm, store, shared, personal.of(evaluate_users), evaluate_users, round_number - 1, result
+            workspace, algorithm, held, shared, personal.of(evaluate_users), evaluate_users, round_number - 1, result
         )
     clock.lap("evaluate")
     if train_users.size:

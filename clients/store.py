@@ -55,6 +55,15 @@ def _map(path: str, device: int, inode: int, dtype: str, shape: tuple[int, ...])
     return np.asarray(np.memmap(path, dtype=dtype, mode="r+", shape=shape))
 
 
+def _scratch_map(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """A copy-on-write map of a file that exists: changes stay in this process's memory."""
+    return (
+        np.asarray(np.memmap(path, dtype=dtype, mode="c", shape=shape))
+        if int(np.prod(shape))
+        else np.zeros(shape, dtype)
+    )
+
+
 @dataclass(frozen=True)
 class TableWrite:
     """Rows of a per-item tensor to store: positions int64[n], stored values before and after float32[n, width], and log s
@@ -69,22 +78,26 @@ class TableWrite:
 class DeviceStore:
     """The private tensors of the users ``users`` (a contiguous range), in ``folder``."""
 
-    def __init__(self, folder: Path, specs: Mapping[str, TensorSpec], users: range, seed: int) -> None:
+    def __init__(
+        self, folder: Path, specs: Mapping[str, TensorSpec], users: range, seed: int, *, scratch: bool = False
+    ) -> None:
+        """``scratch`` opens a private copy-on-write view of the files: what is written to it reaches no file."""
         folder.mkdir(parents=True, exist_ok=True)
+        memmap = _scratch_map if scratch else _memmap
         self.folder, self.specs, self.users, self.seed = folder, specs, users, seed
         n = len(users)
-        self._stamp = _memmap(folder / "round.i32", np.int32, (n,))
+        self._stamp = memmap(folder / "round.i32", np.int32, (n,))
         self._maps: dict[str, npt.NDArray[Any]] = {}
         self._scale: dict[str, npt.NDArray[Any]] = {}
         self._base: dict[str, Tensor] = {}
         for name, spec in specs.items():
             if spec.per_item:
                 rows, width = spec.shape[0], int(np.prod(spec.shape[1:]))
-                self._maps[name] = _memmap(folder / f"{name}.f32", np.float32, (n * rows, width))
+                self._maps[name] = memmap(folder / f"{name}.f32", np.float32, (n * rows, width))
                 # A file of zeros must mean "scale 1", so that a fresh file needs no writing: log s is stored.
-                self._scale[name] = _memmap(folder / f"{name}.logscale.f64", np.float64, (n,))
+                self._scale[name] = memmap(folder / f"{name}.logscale.f64", np.float64, (n,))
             else:
-                self._maps[name] = _memmap(folder / f"{name}.f32", np.float32, (n, int(np.prod(spec.shape))))
+                self._maps[name] = memmap(folder / f"{name}.f32", np.float32, (n, int(np.prod(spec.shape))))
 
     def base(self, name: str) -> Tensor:
         """D_0, the common initial value of a per-item tensor, float32[rows, width]."""
@@ -151,8 +164,25 @@ class DeviceStore:
     def _journal(self) -> Path:
         return self.folder / "undo.journal"
 
+    @property
+    def _previous(self) -> Path:
+        return self.folder / "undo.previous"
+
+    def before(self, round_number: int) -> DeviceStore:
+        """The state that devices had before round ``round_number``, which must be the last one or the last but one."""
+        past = DeviceStore(self.folder, self.specs, self.users, self.seed, scratch=True)
+        for journal in (self._journal, self._previous):
+            if journal.exists():
+                with journal.open("rb") as file:
+                    if int.from_bytes(file.read(8), "little") == round_number:
+                        past._roll_back(file)
+        return past
+
     def begin(self, round_number: int) -> None:
-        """Open round ``round_number`` (from 1). Rolls back what an earlier task of the same round has written."""
+        """Open round ``round_number`` (from 1). Rolls back what an earlier task of the same round has written.
+
+        The journal of the round before is kept until the next one, for :meth:`before`.
+        """
         if self._journal.exists():
             with self._journal.open("rb") as file:
                 head = file.read(8)
@@ -163,6 +193,8 @@ class DeviceStore:
                     )
                 if journalled == round_number:
                     self._roll_back(file)
+                else:
+                    os.replace(self._journal, self._previous)
         temporary = self._journal.with_suffix(".new")
         temporary.write_bytes(round_number.to_bytes(8, "little"))
         os.replace(temporary, self._journal)
@@ -186,7 +218,8 @@ class DeviceStore:
             offset = value / scale[owner].unsqueeze(1) - self.base(name).index_select(0, row)
             old = torch.from_numpy(self._maps[name]).index_select(0, place)
             tables[name] = TableWrite(place.numpy(), old.numpy(), offset.numpy(), log_scale)
-        self.commit(users, {name: value.reshape(len(at), -1).numpy() for name, value in vectors.items()}, tables)
+        width = {name: int(np.prod(self.specs[name].shape)) for name in vectors}
+        self.commit(users, {n: value.reshape(len(at), width[n]).numpy() for n, value in vectors.items()}, tables)
 
     def table(self, name: str) -> tuple[Float32, Float32, npt.NDArray[np.float64]]:
         """A per-item tensor as it is stored, to read from: D_0 [rows, width], Δ [users * rows, width], log s [users]."""

@@ -77,6 +77,8 @@ class TensorSpec:
     round_decay: float = 1.0
     step_decay: float = 1.0
     symmetric: bool = False
+    # The initial tensor itself (pre-trained, or another program's draw); equal on all devices.
+    value: Tensor | None = dataclasses.field(default=None, compare=False)
 
     def rate(self, round_index: int, step: int) -> float:
         """The learning rate of local step ``step`` (from 0) in round ``round_index`` (from 0)."""
@@ -89,6 +91,8 @@ class TensorSpec:
     def initial_many(self, keys: np.ndarray[Any, np.dtype[np.uint64]]) -> Tensor:
         """One initial tensor per key, float32[len(keys), *shape]."""
         size = int(np.prod(self.shape))
+        if self.value is not None:
+            return self.value.expand(len(keys), *self.shape).clone()
         if self.init == "zeros":
             return torch.zeros((len(keys), *self.shape))
         if self.init == "normal":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -32,6 +33,21 @@ from fedrec.errors import ConfigError
 Curriculum = Literal["tanh", "none"]
 
 
+@lru_cache(maxsize=1)
+def _published_values(seed: int, n_items: int, dim: int) -> Mapping[str, Tensor]:
+    """The draws of the published model in its own order: personal view, a view that is never used, score function, global view."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal() -> Tensor:
+        return torch.empty(n_items, dim).normal_(generator=generator)
+
+    bound = 1.0 / math.sqrt(dim)
+    personal, _ = normal(), normal()
+    score = torch.empty(dim).uniform_(-bound, bound, generator=generator)
+    bias = torch.empty(()).uniform_(-bound, bound, generator=generator)
+    return {"personal": personal, "score": score, "bias": bias, "item": normal()}
+
+
 @dataclass(frozen=True)
 class FedRAP(GradientRecommender):
     """Equation 5 of the paper: BCE − λ_t·MSE(D_u, C) + μ_t·mean|C|, with λ_t, μ_t = λ, μ times tanh(t/10).
@@ -39,7 +55,8 @@ class FedRAP(GradientRecommender):
     ``curriculum="none"`` keeps λ and μ constant, which is what the published code does (its tanh is computed and never
     read). ``sparsity="proximal"`` takes the μ term out of the devices' loss and lets the server soft-threshold the
     averaged view, so that entries become exactly zero; ``"subgradient"`` is the published code's μ·sign(C), which never
-    does. Rates: ``item_*`` for the global view C, ``personal_*`` for D, ``score_*`` for (w, b).
+    does. ``published_seed`` draws the initial values as the published code does after ``torch.manual_seed`` of it, to
+    follow its curve. Rates: ``item_*`` for the global view C, ``personal_*`` for D, ``score_*`` for (w, b).
     """
 
     name = "fedrap"
@@ -68,6 +85,7 @@ class FedRAP(GradientRecommender):
     negatives: int = 4
     tolerance: float = 1e-4
     max_positives: int = 0
+    published_seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.curriculum not in ("tanh", "none"):
@@ -86,7 +104,8 @@ class FedRAP(GradientRecommender):
         return {
             "item": TensorSpec(
                 shape, per_item=True, init="normal", scale=self.item_scale,
-                learning_rate=self.item_learning_rate, weight_decay=self.item_weight_decay, **self._schedule(),
+                learning_rate=self.item_learning_rate, weight_decay=self.item_weight_decay,
+                value=self._published("item"), **self._schedule(),
             )
         }  # fmt: skip
 
@@ -94,16 +113,26 @@ class FedRAP(GradientRecommender):
     def private(self) -> Mapping[str, TensorSpec]:
         # As torch.nn.Linear: uniform in ±1/sqrt(dim), when no scale is given.
         bound = self.score_scale or 1.0 / math.sqrt(self.dim)
-        score: dict[str, Any] = {"learning_rate": self.score_learning_rate, "weight_decay": self.score_weight_decay}
+        score: dict[str, Any] = {
+            "init": "uniform", "scale": bound, "common": self.common_score,
+            "learning_rate": self.score_learning_rate, "weight_decay": self.score_weight_decay, **self._schedule(),
+        }  # fmt: skip
         return {
             "personal": TensorSpec(
                 (self.problem.n_items, self.dim), per_item=True, common=True,
                 init="normal" if self.personal_scale else "zeros", scale=self.personal_scale,
-                learning_rate=self.personal_learning_rate, weight_decay=self.personal_weight_decay, **self._schedule(),
+                learning_rate=self.personal_learning_rate, weight_decay=self.personal_weight_decay,
+                value=self._published("personal"), **self._schedule(),
             ),
-            "score": TensorSpec((self.dim,), init="uniform", scale=bound, common=self.common_score, **score, **self._schedule()),
-            "bias": TensorSpec((), init="uniform", scale=bound, common=self.common_score, **score, **self._schedule()),
+            "score": TensorSpec((self.dim,), value=self._published("score"), **score),
+            "bias": TensorSpec((), value=self._published("bias"), **score),
         }  # fmt: skip
+
+    def _published(self, name: str) -> Tensor | None:
+        """An initial tensor as the published code draws it, or None to draw it as all of fedrec's are."""
+        if self.published_seed is None:
+            return None
+        return _published_values(self.published_seed, self.problem.n_items, self.dim)[name]
 
     @property
     def local(self) -> LocalTraining:
