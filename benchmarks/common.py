@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clients.node import run_task
 from clients.workspace import Workspace
-from fedrec.algorithms.base import GradientRecommender, Tensors
+from fedrec.algorithms.base import Examples, GradientRecommender, Tensors
 from fedrec.data import load_dataset
 from fedrec.data.interactions import Interactions
 from fedrec.data.split import Split
@@ -48,7 +48,8 @@ def workspace(split: Split, algorithm: Mapping[str, Any], **settings: Any) -> It
 
 
 def run_rounds(space: Workspace, rounds: int, *, evaluate: bool) -> tuple[dict[str, float], Tensors]:
-    """Median CPU-seconds of every lap over ``rounds`` rounds of all users; round 1 (compilation, first pages) is left out."""
+    """Median CPU-seconds of every lap over ``rounds`` rounds of all users; round 1 (compilation, first pages) is left
+    out."""
     users = np.arange(space.split.n_users, dtype=np.int64)
     shared, laps = space.algorithm.initial_shared(), []
     for number in range(1, rounds + 2):
@@ -62,27 +63,26 @@ def run_rounds(space: Workspace, rounds: int, *, evaluate: bool) -> tuple[dict[s
     return {name: float(np.median([lap[name] for lap in laps[1:]])) for name in laps[0]}, shared
 
 
-def cpu_seconds(work: Callable[[], Any]) -> float:
-    """CPU-seconds of this process for ``work()``."""
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
-def plain_loop(algorithm: GradientRecommender, split: Split, users: Sequence[int], seed: int = 0) -> tuple[float, float]:
+def plain_loop(
+    algorithm: GradientRecommender, split: Split, users: Sequence[int], seed: int = 0
+) -> tuple[float, float]:
     """Local training as published code does it: (CPU-seconds of sampling, CPU-seconds of training) of ``users``.
 
-    One device after another: dense local copies of every tensor, Python-side negatives, autograd and ``torch.optim.SGD``
-    over the mini-batches of a ``DataLoader``-like loop, and the dense difference added to the server's sum.
+    One device after another: dense local copies of every tensor, Python-side negatives, autograd and
+    ``torch.optim.SGD`` over the mini-batches of a ``DataLoader``-like loop, and the dense difference added to the
+    server's sum.
     """
     torch.set_num_threads(1)
+    users = [users[0], *users]  # the first pays for torch's lazy imports and is not counted
     draw = np.random.default_rng(seed)
     local, shared = algorithm.local, algorithm.initial_shared()
     specs = {**algorithm.shared, **algorithm.private}
     start = {name: (shared[name] if name in shared else spec.initial(np.uint64(1))) for name, spec in specs.items()}
     sums = {name: torch.zeros_like(value) for name, value in shared.items()}
     sampling = training = 0.0
-    for user in users:
+    for turn, user in enumerate(users):
+        if turn == 1:
+            sampling = training = 0.0
         clock = time.process_time()
         items, labels = _examples(split, user, local.negatives, local.max_positives, draw)
         sampling, clock = sampling + time.process_time() - clock, time.process_time()
@@ -106,9 +106,7 @@ def plain_loop(algorithm: GradientRecommender, split: Split, users: Sequence[int
     return sampling, training
 
 
-def _examples(
-    split: Split, user: int, negatives: int, limit: int, draw: np.random.Generator
-) -> tuple[Tensor, Tensor]:
+def _examples(split: Split, user: int, negatives: int, limit: int, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
     positives = split.train.row(user)
     if limit and positives.size > limit:
         positives = draw.choice(positives, limit, replace=False)
@@ -120,8 +118,6 @@ def _examples(
 
 
 def _batch_loss(algorithm: GradientRecommender, params: Tensors, items: Tensor, labels: Tensor) -> Tensor:
-    from fedrec.algorithms.base import Examples
-
     specs = {**algorithm.shared, **algorithm.private}
     rows = {name: (value[items] if specs[name].per_item else value) for name, value in params.items()}
     weight = torch.full((items.numel(),), 1.0 / items.numel())
@@ -133,8 +129,8 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], note
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
-        first, *others = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True)))
-        return "  ".join([first, *others])
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+        return "  ".join([cells[0].ljust(widths[0]), *padded[1:]])
 
     print(f"\n{title}\n{line(header)}\n{line(['-' * w for w in widths])}")
     print("\n".join(line(row) for row in rows))

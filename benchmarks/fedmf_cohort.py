@@ -23,29 +23,27 @@ def main() -> None:
     arguments = parser.parse_args()
     for data in (dataset("ml-100k"), load_dataset("synthetic", users=10_000, items=1682, seed=0)):
         split = leave_one_out(data)
-        rows, base = [], 0.0
+        found: dict[str, tuple[float, float]] = {}
         for name, mode in (("fused kernel", "on"), ("batched torch", "off")):
             with workspace(split, ALGORITHM, fused=mode) as space:
                 lap, _ = run_rounds(space, arguments.rounds, evaluate=False)
                 algorithm = space.algorithm
-            rows.append(_row(name, lap["sample"] / split.n_users, lap["train"] / split.n_users, base))
-            base = base or lap["sample"] + lap["train"]
-            base = base / split.n_users if len(rows) == 1 else base
+            found[name] = lap["sample"] / split.n_users, lap["train"] / split.n_users
         assert isinstance(algorithm, GradientRecommender)
         sample = np.argsort(split.train.counts)[:: max(1, split.n_users // arguments.sample)]
         sampling, training = plain_loop(algorithm, split, sample.tolist())
-        rows.append(_row("plain loop", sampling / sample.size, training / sample.size, base))
+        found["plain loop"] = sampling / sample.size, training / sample.size
+        base = sum(found["fused kernel"])
+        rows = [
+            [name, *(f"{1e6 * x:.1f}" for x in (*lap_pair, sum(lap_pair))), f"{sum(lap_pair) / base:.1f}"]
+            for name, lap_pair in found.items()
+        ]
         table(
-            f"FedMF, one local step, {split.n_users} users, {split.n_items} items ({data.name}): CPU-µs a user and round",
+            f"FedMF, one local step, {split.n_users} users × {split.n_items} items ({data.name}): CPU-µs a user",
             ["path", "sampling", "training", "total", "ratio"],
             rows,
             [f"plain loop: mean of {sample.size} users; no state kept"],
         )
-
-
-def _row(name: str, sampling: float, training: float, base: float) -> list[str]:
-    total = sampling + training
-    return [name, f"{sampling * 1e6:.1f}", f"{training * 1e6:.1f}", f"{total * 1e6:.1f}", f"{total / (base or total):.1f}"]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""One round of FedRAP with the published train.py settings on all users of MovieLens-100K: ``python -m benchmarks.fedrap_round``.
+"""One round of FedRAP with the published train.py settings on all users of MovieLens-100K: ``python -m
+benchmarks.fedrap_round``.
 
 10 local epochs, dimension 32, 4 negatives a positive. Three ways: the fused kernel, the batched tensor program, and a
 plain per-user loop over a sample of users.

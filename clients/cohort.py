@@ -30,8 +30,8 @@ class CohortExamples:
     """The examples of the devices ``users`` in one round, in compacted form.
 
     Device b's touched rows are ``rows[row_ptr[b]:row_ptr[b + 1]]`` (ascending: the order must not tell positives from
-    negatives). Its examples are ``[example_ptr[b], example_ptr[b + 1])``: first the positives, then ``negatives`` of them
-    per positive, in the same order; ``example`` holds the touched row (0…T-1) of each.
+    negatives). Its examples are ``[example_ptr[b], example_ptr[b + 1])``: first the positives, then ``negatives`` of
+    them per positive, in the same order; ``example`` holds the touched row (0…T-1) of each.
     """
 
     users: Int64
@@ -50,7 +50,7 @@ class CohortExamples:
 @njit(int64(uint64, uint64), cache=True, inline="always")
 def below32(word: np.uint64, n: np.uint64) -> int:
     """A uniform integer below ``n`` < 2^31 from 64 random bits (bias below n · 2^-32)."""
-    return np.int64(((word >> np.uint64(32)) * n) >> np.uint64(32))
+    return int(((word >> np.uint64(32)) * n) >> np.uint64(32))
 
 
 @njit(cache=True)
@@ -135,7 +135,8 @@ def draw_examples(split: Split, users: Int64, local: LocalTraining, seed: int, r
 
 @njit(cache=True)
 def fill_order(key: np.uint64, epoch: int, order: Int64) -> None:
-    """The order in which a device visits its ``order.size`` examples (or pairs) in ``epoch``: Fisher and Yates' shuffle."""
+    """The order in which a device visits its ``order.size`` examples (or pairs) in ``epoch``: Fisher and Yates'
+    shuffle."""
     own = random.child64(key, np.uint64(epoch))
     for k in range(order.size):
         j = below32(random.draw64(own, np.uint64(k)), np.uint64(k + 1))
@@ -148,7 +149,8 @@ def batch_weights(
     devices: Int64, example_ptr: Int64, example: Int32, keys: npt.NDArray[np.uint64],
     epoch: int, batch: int, batch_size: int, width: int,
 ) -> npt.NDArray[np.float32]:  # fmt: skip
-    """float32[B, width]: every row's share of mini-batch ``batch`` of ``epoch``; zero rows for a device without that batch."""
+    """float32[B, width]: every row's share of mini-batch ``batch`` of ``epoch``; zero rows for a device without that
+    batch."""
     weights = np.zeros((devices.size, width), dtype=np.float32)
     for i in range(devices.size):
         b = devices[i]
@@ -237,7 +239,8 @@ class Chunk:
 
 
 def chunks(cohort: CohortExamples, local: LocalTraining, max_rows: int) -> Iterator[Chunk]:
-    """Devices grouped by number of mini-batches and by length, so that little is padded; at most ``max_rows`` rows each."""
+    """Devices grouped by number of mini-batches and by length, so that little is padded; at most ``max_rows`` rows
+    each."""
     touched = cohort.touched
     size = cohort.positives * local.negatives if local.pairwise else np.diff(cohort.example_ptr)
     batches = -(-size // local.batch_size)

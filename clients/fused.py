@@ -1,8 +1,8 @@
 """The fused path of local training: the dot-product family (FedMF, FedRAP, …) by one compiled kernel on the CPU.
 
-It stands in for the batched tensor program of ``clients.training`` and gives the same result up to rounding (1e-5 of a
-tensor's scale). Codecs that lose nothing are supported; lossy ones (``topk``, float16) look at each device's update as a
-tensor and take the other path.
+It stands in for the batched tensor program of ``clients.training`` and gives the same result up to rounding (1e-5 of
+a tensor's scale). Codecs that lose nothing are supported; lossy ones (``topk``, float16) look at each device's update
+as a tensor and take the other path.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy.typing as npt
 import torch
 
 from clients.cohort import CohortExamples
-from clients.kernels import Report, Rows, Visits, scratch, train_devices
+from clients.kernels import Report, Rows, scratch, train_devices
+from clients.passes import Visits
 from clients.store import DeviceStore, TableWrite
 from clients.update import CohortUpdate, start_update
 from clients.wire import Codec
@@ -42,7 +43,9 @@ def why_not(
     if personal:
         return f"{algorithm.name} sends each device its own {', '.join(sorted(personal))}"
     if codec.kind == "topk" or codec.precision != "float32":
-        return f"the upload codec ({codec.kind}, {codec.precision}) is lossy; touched, nonzero and dense in float32 are not"
+        return (
+            f"the upload codec ({codec.kind}, {codec.precision}) is lossy; float32 touched, nonzero and dense are not"
+        )
     return _shape_problem(algorithm, form)
 
 
@@ -75,7 +78,8 @@ def train_fused(
     round_number: int,
     chunk_rows: int,
 ) -> CohortUpdate:
-    """One round of local training of all devices of ``cohort``, device by device; as ``clients.training.train_cohort``."""
+    """One round of local training of all devices of ``cohort``, device by device; as
+    ``clients.training.train_cohort``."""
     form = algorithm.dot_product(round_number - 1)
     assert form is not None
     local = algorithm.local

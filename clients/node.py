@@ -90,8 +90,8 @@ def run_task(
             cohort = draw_examples(workspace.split, train_users, algorithm.local, settings.seed, round_number)
             clock.lap("sample")
             result.update = train_cohort(
-                algorithm, shared, personal.of(train_users), store, cohort, settings.upload, n_items=workspace.split.n_items,
-                round_number=round_number, chunk_rows=settings.chunk_rows, device=resolve_device(settings.device),
+                algorithm, shared, personal.of(train_users), store, cohort, settings.upload,
+                n_items=workspace.split.n_items, round_number=round_number, chunk_rows=settings.chunk_rows, device=resolve_device(settings.device),
                 fused=settings.fused, counts_asked=settings.aggregation_counts,
             )  # fmt: skip
         elif isinstance(algorithm, StatisticsRecommender):

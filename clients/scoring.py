@@ -46,7 +46,8 @@ def private_parameters(algorithm: Recommender, store: DeviceStore, users: Int64,
 
 
 def chunk_size(algorithm: Recommender, n_items: int, memory: int) -> int:
-    """How many users are scored at once, so that their scores and their own per-item tensors stay within ``memory`` bytes."""
+    """How many users are scored at once, so that their scores and their own per-item tensors stay within ``memory``
+    bytes."""
     own = sum(int(np.prod(spec.shape)) for spec in algorithm.private.values()) + n_items
     return max(1, memory // (4 * own))
 

@@ -1,13 +1,13 @@
 """A node's private state: one memory-mapped file per tensor, stamped with the round, safe against repeated tasks.
 
 Workers are not pinned to nodes and may be killed, so the truth lies in files, and nothing else. Before a chunk of
-devices is changed in place, its old values are appended to an undo journal of the round. A task that arrives again for the
-same round first rolls the journal back, so that it starts from what the first one saw: a repeated or killed task changes nothing
-twice.
+devices is changed in place, its old values are appended to an undo journal of the round. A task that arrives again
+for the same round first rolls the journal back, so that it starts from what the first one saw: a repeated or killed
+task changes nothing twice.
 
 A per-item private tensor D_u (FedRAP's personal view) is stored as D_u = s_u·(D_0 + Δ_u): D_0 is the common initial
-value, which costs nothing to keep; Δ_u is zero (a hole in the file) where the user was never active; weight decay of the
-rows that a round does not touch is one multiplication of s_u.
+value, which costs nothing to keep; Δ_u is zero (a hole in the file) where the user was never active; weight decay of
+the rows that a round does not touch is one multiplication of s_u.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def _scratch_map(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np
 
 @dataclass(frozen=True)
 class TableWrite:
-    """Rows of a per-item tensor to store: positions int64[n], stored values before and after float32[n, width], and log s
-    of the B users afterwards, float64[B]."""
+    """Rows of a per-item tensor to store: positions int64[n], stored values before and after float32[n, width], and
+    log s of the B users afterwards, float64[B]."""
 
     place: Int64
     old: Float32
@@ -226,7 +226,8 @@ class DeviceStore:
         return self.base(name).numpy(), self._maps[name], self._scale[name]
 
     def commit(self, users: Int64, vectors: Mapping[str, Float32], tables: Mapping[str, TableWrite]) -> None:
-        """Journal the old state of B users, then store the new one: ``vectors[name]`` float32[B, size], and table rows."""
+        """Journal the old state of B users, then store the new one: ``vectors[name]`` float32[B, size], and table
+        rows."""
         at = self.local(users)
         names = [name for name, spec in self.specs.items() if not spec.per_item]
         tensors = [name for name, spec in self.specs.items() if spec.per_item]

@@ -17,7 +17,6 @@ from clients.store import DeviceStore
 from clients.update import CohortUpdate, start_update
 from clients.wire import Codec
 from fedrec.algorithms.base import GradientRecommender, Tensors, TensorSpec
-
 from fedrec.errors import ConfigError
 
 Int64 = npt.NDArray[np.int64]
@@ -25,7 +24,8 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Trained:
-    """A chunk after local training: parameters [B, …], decay products float64[B], mean loss float32[B], steps int64[B]."""
+    """A chunk after local training: parameters [B, …], decay products float64[B], mean loss float32[B], steps
+    int64[B]."""
 
     params: Tensors
     decay: Mapping[str, Tensor]
@@ -36,8 +36,8 @@ class Trained:
 def local_sgd(algorithm: GradientRecommender, params: Tensors, chunk: Chunk, round_index: int) -> Trained:
     """Mini-batch SGD on every device of a chunk at once; changes ``params`` in place.
 
-    A device stops on its own when its epoch loss (mean over all examples visited so far, as the published code takes it)
-    changes by less than ``tolerance`` relatively. Learning rates follow each device's own step count.
+    A device stops on its own when its epoch loss (mean over all examples visited so far, as the published code takes
+    it) changes by less than ``tolerance`` relatively. Learning rates follow each device's own step count.
     """
     specs: dict[str, TensorSpec] = {**algorithm.shared, **algorithm.private}
     device = chunk_device(params)
@@ -127,7 +127,8 @@ def absorb(
     store: DeviceStore,
     codec: Codec,
 ) -> None:
-    """Add a trained chunk to the node's sum and write its private state. Devices whose update is not finite are left out."""
+    """Add a trained chunk to the node's sum and write its private state. Devices whose update is not finite are left
+    out."""
     users = chunk.examples.users[chunk.devices]
     params = {name: value.cpu() for name, value in trained.params.items()}
     decay = {name: value.cpu() for name, value in trained.decay.items()}
@@ -245,6 +246,6 @@ def _check_decay(algorithm: GradientRecommender, round_index: int) -> None:
         rate = max(spec.rate(round_index, step) for step in (0, algorithm.local.epochs - 1))
         if rate * spec.weight_decay >= 1.0:
             raise ConfigError(
-                f"{algorithm.name}: learning rate {rate:g} times weight decay {spec.weight_decay:g} of tensor {name} is "
-                f"{rate * spec.weight_decay:g}, but must stay below 1; lower either"
+                f"{algorithm.name}: learning rate {rate:g} times weight decay {spec.weight_decay:g} of tensor {name} "
+                f"is {rate * spec.weight_decay:g}, but must stay below 1; lower either"
             )

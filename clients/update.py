@@ -15,8 +15,8 @@ class CohortUpdate:
     """What the devices of one node contribute to a round: sums, never single devices (unless a method asks).
 
     ``sums[name]`` is Σ over devices of their update, without the decay of untouched rows, which is
-    ``decay[name]``·(shared tensor): Σ_u (P_u − 1) for the product P_u of device u's decay factors. ``counts`` int64[n_items] is the
-    number of devices that touched an item.
+    ``decay[name]``·(shared tensor): Σ_u (P_u − 1) for the product P_u of device u's decay factors. ``counts``
+    int64[n_items] is the number of devices that touched an item.
     """
 
     sums: Tensors

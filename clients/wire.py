@@ -95,26 +95,35 @@ class Codec:
 
 
 def decode(arrays: Mapping[str, npt.NDArray[Any]], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """The dense float32 tensor of ``shape`` that any codec's arrays stand for. ValueError on malformed arrays."""
+    """The dense float32 tensor of ``shape`` that any codec's arrays stand for. ValueError on malformed arrays.
+
+    Whether the values are finite is the caller's to check: a device's NaN is well-formed.
+    """
     out = np.zeros((shape[0], int(np.prod(shape[1:]))), dtype=np.float32)
+    for name, array in arrays.items():
+        wanted = np.integer if name in ("rows", "index") else np.floating
+        if not np.issubdtype(array.dtype, wanted):
+            raise ValueError(f"{name} has type {array.dtype}")
     if "dense" in arrays:
         if arrays["dense"].shape != out.shape:
             raise ValueError(f"dense view of shape {arrays['dense'].shape}, expected {out.shape}")
         out[:] = arrays["dense"]
-    elif "rows" in arrays:
+    elif "rows" in arrays and "values" in arrays:
         rows, values = arrays["rows"], arrays["values"]
-        if values.shape != (rows.size, out.shape[1]):
+        if rows.ndim != 1 or values.shape != (rows.size, out.shape[1]):
             raise ValueError(f"{rows.size} rows with values of shape {values.shape}, expected width {out.shape[1]}")
         if rows.size and (rows.min() < 0 or rows.max() >= shape[0] or np.unique(rows).size != rows.size):
             raise ValueError(f"row numbers outside 0…{shape[0] - 1}, or repeated")
         out[rows] = values
-    else:
+    elif "index" in arrays and "values" in arrays:
         index, values = arrays["index"], arrays["values"]
-        if values.shape != index.shape:
-            raise ValueError(f"{index.size} indices with {values.size} values")
-        if index.size and (index.min() < 0 or index.max() >= out.size):
-            raise ValueError(f"entry indices outside 0…{out.size - 1}")
+        if index.ndim != 1 or values.shape != index.shape:
+            raise ValueError(f"{index.size} indices with values of shape {values.shape}")
+        if index.size and (index.min() < 0 or index.max() >= out.size or np.unique(index).size != index.size):
+            raise ValueError(f"entry indices outside 0…{out.size - 1}, or repeated")
         out.ravel()[index] = values
+    else:
+        raise ValueError(f"no codec sends the arrays {', '.join(sorted(arrays)) or 'that are missing'}")
     return out.reshape(shape)
 
 

@@ -2,3 +2,5 @@
 
 ``server.strategy`` is the Flower Strategy, ``server.app`` the ServerApp, ``server.runners`` host both apps (inline, Ray).
 """
+
+import clients  # noqa: F401  (switches Flower's telemetry off before Flower is imported)

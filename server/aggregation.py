@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from flwr.app import Message
 
-from clients.messages import fields_of, named_arrays
+from clients.messages import Arrays, fields_of, named_arrays
 from clients.wire import decode, unpack_symmetric
 from fedrec.algorithms.base import Recommender, StatisticsRecommender, Tensors
 from fedrec.evaluation.sums import EvaluationSums
@@ -25,7 +25,8 @@ class BadReply(ValueError):
 class RoundSum:
     """The sum over the devices of all good replies of one round."""
 
-    sums: Tensors
+    sums: Tensors  # without the weight decay of whole tensors, which is ``decay[name]``·(shared tensor)
+    decay: dict[str, float] = field(default_factory=dict)
     counts: npt.NDArray[np.int64] | None = None
     devices: int = 0
     loss: float = 0.0
@@ -41,31 +42,51 @@ class RoundSum:
     user_updates: dict[str, list[npt.NDArray[np.float32]]] = field(default_factory=dict)
 
 
-def add_replies(
-    algorithm: Recommender, shared: Tensors, replies: Sequence[Message], nodes: Mapping[int, int]
-) -> RoundSum:
+@dataclass(frozen=True)
+class _Reply:
+    """One node's reply, read and checked as a whole."""
+
+    numbers: dict[str, float]
+    update: Tensors
+    decay: dict[str, float]
+    failed: list[int]
+    evaluation: EvaluationSums | None
+    counts: npt.NDArray[np.int64] | None
+    per_user: Arrays
+    users: npt.NDArray[np.int64] | None
+    user_updates: Arrays
+
+
+def add_replies(algorithm: Recommender, replies: Sequence[Message], nodes: Mapping[int, int]) -> RoundSum:
     """Sum the replies in node order (floating-point sums must not depend on who answered first).
 
-    ``nodes`` maps Flower node ids to node numbers. Bad replies and errors are named in ``failures``, and left out.
+    ``nodes`` maps Flower node ids to node numbers. Bad replies and errors are named in ``failures``, and left out as a whole.
     """
     specs = algorithm.statistics if isinstance(algorithm, StatisticsRecommender) else algorithm.shared
     total = RoundSum({name: torch.zeros(spec.shape) for name, spec in specs.items()})
     for message in sorted(replies, key=lambda m: nodes.get(m.metadata.src_node_id, -1)):
         node = nodes.get(message.metadata.src_node_id, -1)
         if message.has_error():
-            total.failures.append(f"node {node}: error {message.error.code}: {_reason(message.error.reason)}")
+            total.failures.append(f"node {node}: error {message.error.code}: {reason_of(message.error.reason)}")
             continue
         try:
-            _add(total, algorithm, shared, message)
-        except (BadReply, ValueError, KeyError) as error:
+            reply = _read(algorithm, message)
+            evaluation = _both(total.evaluation, reply.evaluation)
+        except KeyError as error:
+            total.failures.append(f"node {node}: reply refused: it lacks {error.args[0]}")
+        except ValueError as error:
             total.failures.append(f"node {node}: reply refused: {error}")
+        else:
+            # Nothing can fail from here on: a refused reply leaves no trace in the sum.
+            total.evaluation = evaluation
+            _add(total, reply)
     return total
 
 
-def _reason(text: str | None) -> str:
-    """The last line of a traceback says what happened."""
-    lines = [line.strip() for line in (text or "no reason given").strip().splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "no reason given"
+def reason_of(text: str | None) -> str:
+    """The last line of a traceback, or of Ray's account of one: it says what happened."""
+    lines = [line.strip() for line in (text or "").replace("\\n", "\n").splitlines() if line.strip(" '>")]
+    return lines[-1].rstrip("'>")[:300] if lines else "no reason given"
 
 
 def _finite(name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -74,53 +95,79 @@ def _finite(name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return values
 
 
-def _add(total: RoundSum, algorithm: Recommender, shared: Tensors, message: Message) -> None:
+def _both(first: EvaluationSums | None, second: EvaluationSums | None) -> EvaluationSums | None:
+    return first + second if first is not None and second is not None else first or second
+
+
+def _read(algorithm: Recommender, message: Message) -> _Reply:
+    """Everything a reply holds. ValueError or KeyError when any of it cannot be used."""
     content = message.content
-    metrics = {
-        name: value for name, value in content.metric_records["metrics"].items() if isinstance(value, (int, float))
-    }
+    found = content.metric_records["metrics"]
+    numbers = {name: float(value) for name, value in found.items() if isinstance(value, (int, float))}
+    for name in ("devices", "loss", "steps", "upload_bytes"):
+        _finite(f"the number {name}", np.asarray(numbers[name]))
+    for name, value in numbers.items():
+        _finite(f"the number {name}", np.asarray(value))
+    if numbers["devices"] < 0:
+        raise BadReply(f"it counts {numbers['devices']:.0f} devices")
+    evaluated = named_arrays(content.array_records["evaluation"])
+    evaluation = EvaluationSums.from_arrays(evaluated) if evaluated else None
+    failed = named_arrays(content.array_records["who"])["failed"].tolist()
+    per_user = named_arrays(content.array_records["per_user"])
+    if not numbers["devices"]:
+        return _Reply(numbers, {}, {}, failed, evaluation, None, per_user, None, {})
     arrays = named_arrays(content.array_records["update"])
-    update: Tensors = {}
-    if metrics["devices"]:
-        _finite("the loss", np.asarray(metrics["loss"]))
-        update = (
-            _statistics(algorithm, arrays)
-            if isinstance(algorithm, StatisticsRecommender)
-            else _update(algorithm, shared, arrays)
-        )
-    evaluation = named_arrays(content.array_records["evaluation"])
-    evaluated = EvaluationSums.from_arrays(evaluation) if evaluation else None
-    # Nothing was added so far: a refused reply leaves no trace in the sum.
-    for name, tensor in update.items():
+    decay: dict[str, float] = {}
+    if isinstance(algorithm, StatisticsRecommender):
+        update = _statistics(algorithm, arrays)
+    else:
+        update, decay = _update(algorithm, arrays)
+    counts = None
+    if "counts" in content.array_records:
+        counts = named_arrays(content.array_records["counts"])["counts"].astype(np.int64)
+        if counts.shape != (algorithm.problem.n_items,):
+            raise BadReply(f"counts has shape {counts.shape}, expected ({algorithm.problem.n_items},)")
+    own: Arrays = {}
+    users = None
+    if algorithm.needs_user_updates:
+        own = named_arrays(content.array_records["users"])
+        users = own.pop("users").astype(np.int64)
+        for name, spec in algorithm.shared.items():
+            if _finite(name, own[name]).shape != (users.size, *spec.shape):
+                raise BadReply(f"the devices' {name} has shape {own[name].shape}, expected {(users.size, *spec.shape)}")
+    return _Reply(numbers, update, decay, failed, evaluation, counts, per_user, users, own)
+
+
+def _add(total: RoundSum, reply: _Reply) -> None:
+    for name, tensor in reply.update.items():
         total.sums[name] += tensor
-    total.devices += int(metrics["devices"])
-    total.loss += float(metrics["loss"])
-    total.steps += int(metrics["steps"])
-    total.upload_bytes += int(metrics["upload_bytes"])
-    for key, value in metrics.items():
+    for name, factor in reply.decay.items():
+        total.decay[name] = total.decay.get(name, 0.0) + factor
+    total.devices += int(reply.numbers["devices"])
+    total.loss += reply.numbers["loss"]
+    total.steps += int(reply.numbers["steps"])
+    total.upload_bytes += int(reply.numbers["upload_bytes"])
+    for key, value in reply.numbers.items():
         group, _, name = key.partition(".")
         if group == "cpu":
-            total.cpu[name] = total.cpu.get(name, 0.0) + float(value)
+            total.cpu[name] = total.cpu.get(name, 0.0) + value
         elif group == "squared_norm":
-            total.squared_norm[name] = total.squared_norm.get(name, 0.0) + float(value)
-    total.failed_users += named_arrays(content.array_records["who"])["failed"].tolist()
-    if evaluated is not None:
-        total.evaluation = evaluated if total.evaluation is None else total.evaluation + evaluated
-    per_user = named_arrays(content.array_records["per_user"])
-    if per_user:
-        total.per_user.append(per_user)
-    if "counts" in content.array_records and metrics["devices"]:
-        counts = named_arrays(content.array_records["counts"])["counts"].astype(np.int64)
-        total.counts = counts if total.counts is None else total.counts + counts
-    if algorithm.needs_user_updates and metrics["devices"]:
-        own = named_arrays(content.array_records["users"])
-        total.users.append(own.pop("users").astype(np.int64))
-        for name, stacked in own.items():
-            total.user_updates.setdefault(name, []).append(_finite(name, stacked))
+            total.squared_norm[name] = total.squared_norm.get(name, 0.0) + value
+    total.failed_users += reply.failed
+    if reply.per_user:
+        total.per_user.append(reply.per_user)
+    if reply.counts is not None:
+        total.counts = reply.counts if total.counts is None else total.counts + reply.counts
+    if reply.users is not None:
+        total.users.append(reply.users)
+        for name, stacked in reply.user_updates.items():
+            total.user_updates.setdefault(name, []).append(stacked)
 
 
-def _update(algorithm: Recommender, shared: Tensors, arrays: Mapping[str, npt.NDArray[Any]]) -> Tensors:
+def _update(algorithm: Recommender, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[Tensors, dict[str, float]]:
+    """The summed rows, dense float32 per tensor, and the summed decay factors of the tensors that decay."""
     out: Tensors = {}
+    decays: dict[str, float] = {}
     for name, spec in algorithm.shared.items():
         if not spec.per_item:
             values = np.asarray(arrays[name], dtype=np.float32)
@@ -128,11 +175,14 @@ def _update(algorithm: Recommender, shared: Tensors, arrays: Mapping[str, npt.ND
                 raise BadReply(f"{name} has shape {values.shape}, expected {spec.shape}")
             out[name] = torch.from_numpy(np.array(_finite(name, values)))
             continue
-        out[name] = torch.from_numpy(_finite(name, decode(fields_of(arrays, name), spec.shape)))
-        decay = arrays.get(f"{name}/decay")
+        fields = fields_of(arrays, name)
+        decay = fields.pop("decay", None)
+        out[name] = torch.from_numpy(_finite(name, decode(fields, spec.shape)))
         if decay is not None:
-            out[name] += float(_finite(f"{name}/decay", decay)[0]) * shared[name]
-    return out
+            if decay.shape != (1,):
+                raise BadReply(f"{name}/decay has shape {decay.shape}, expected one number")
+            decays[name] = float(_finite(f"{name}/decay", decay)[0])
+    return out, decays
 
 
 def _statistics(algorithm: StatisticsRecommender, arrays: Mapping[str, npt.NDArray[Any]]) -> Tensors:
@@ -146,13 +196,19 @@ def _statistics(algorithm: StatisticsRecommender, arrays: Mapping[str, npt.NDArr
     return out
 
 
-def mean_update(total: RoundSum, algorithm: Recommender, mean: str) -> Tensors:
-    """The mean over participants, or of per-item tensors over the devices that touched an item."""
+def mean_update(total: RoundSum, algorithm: Recommender, shared: Tensors, mean: str) -> Tensors:
+    """The mean over participants, or of per-item tensors over the devices that touched an item.
+
+    Weight decay acts on every row of every participant, so it is always averaged over all of them.
+    """
+    devices = max(total.devices, 1)
     out = {}
     for name, value in total.sums.items():
         if mean == "contributors" and algorithm.shared[name].per_item and total.counts is not None:
             counts = torch.from_numpy(np.maximum(total.counts, 1)).to(value.dtype)
             out[name] = value / counts.view(-1, *[1] * (value.ndim - 1))
         else:
-            out[name] = value / max(total.devices, 1)
+            out[name] = value / devices
+        if name in total.decay:
+            out[name] = out[name] + total.decay[name] / devices * shared[name]
     return out

@@ -1,7 +1,7 @@
 """The Flower ServerApp.
 
 The runners build one around a prepared strategy (:func:`make_app`). ``app``, which ``[tool.flwr.app]`` names, reads everything from the
-workspace that the Flower run configuration points at: ``flwr run . --run-config 'workspace="/path/to/workspace"'``.
+workspace that the Flower run configuration points at: ``flwr run . --run-config 'workspace="/path/to/RUN_DIR/devices"'``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from clients.workspace import Workspace
-from fedrec.errors import ConfigError
+from fedrec.errors import ConfigError, RunFailed
 from server.settings import EvaluationSettings, FederationSettings, from_config
 from server.strategy import FedRecStrategy
 
@@ -33,12 +33,19 @@ def make_app(strategy: FedRecStrategy, parallel: int) -> ServerApp:
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the workspace that the run configuration names; the rounds go to ``metrics.jsonl`` beside it."""
+    """Run the workspace that the run configuration names; the rounds go to ``metrics.jsonl`` inside it.
+
+    Raises:
+        ConfigError: no workspace there. RunFailed: the federation failed or diverged.
+    """
     folder = str(context.run_config.get("workspace", ""))
     if not folder:
-        raise ConfigError("run-config: workspace is missing; write --run-config 'workspace=\"RUN_DIR/workspace\"'")
+        raise ConfigError("run-config: workspace is missing; write --run-config 'workspace=\"RUN_DIR/devices\"'")
     workspace = Workspace.open(folder)
-    document = json.loads((workspace.folder / "server.json").read_text())
+    try:
+        document = json.loads((workspace.folder / "server.json").read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{folder}: no server.json here; name the devices folder that fedrec run prepared") from None
     federation = from_config(FederationSettings, "federation", document["federation"])
     evaluation = from_config(EvaluationSettings, "evaluation", document["evaluation"])
     with (Path(folder) / "metrics.jsonl").open("w") as lines:
@@ -47,4 +54,6 @@ def main(grid: Grid, context: Context) -> None:
             lines.write(json.dumps(line) + "\n")
             lines.flush()
 
-        FedRecStrategy(workspace, federation, evaluation, write).run(grid, int(document["workers"]))
+        outcome = FedRecStrategy(workspace, federation, evaluation, write).run(grid, int(document["workers"]))
+    if outcome.status in ("failed", "diverged"):
+        raise RunFailed(outcome.reason or outcome.status)  # Flower records a run as failed only when its ServerApp raises

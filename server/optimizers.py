@@ -5,6 +5,7 @@ Pure functions on tensors: ``step(kind, â€¦, x, delta, state) -> (x, state)``, Î
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,8 +35,13 @@ class ServerOptimizer:
     def __post_init__(self) -> None:
         if self.kind not in ("average", "momentum", "adam", "yogi"):
             raise ConfigError(f"federation.server_optimizer={self.kind}: write average, momentum, adam or yogi")
-        if self.learning_rate <= 0:
+        if not 0.0 < self.learning_rate < math.inf:
             raise ConfigError(f"federation.server_learning_rate={self.learning_rate}: write a positive number")
+        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if not 0.0 <= value < 1.0:
+                raise ConfigError(f"federation.server_{name}={value}: write a number of at least 0 and below 1")
+        if not 0.0 < self.tau < math.inf:
+            raise ConfigError(f"federation.server_tau={self.tau}: write a positive number (a row nobody touched divides by it)")
 
     def step(self, x: Tensor, delta: Tensor, state: State) -> tuple[Tensor, State]:
         """The new tensor and the new state (empty before the first step)."""
@@ -47,7 +53,7 @@ class ServerOptimizer:
         start = 0.0 if self.bias_correction else self.tau**2
         m = state.get("m", torch.zeros_like(x))
         v = state.get("v", torch.full_like(x, start))
-        t = state.get("t", torch.zeros(())) + 1
+        t = state.get("t", torch.zeros((), dtype=torch.float64)) + 1
         m = self.beta1 * m + (1 - self.beta1) * delta
         squared = delta.square()
         if self.kind == "adam":

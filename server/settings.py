@@ -13,6 +13,14 @@ from fedrec.errors import ConfigError
 from privacy.samplers import Sampler
 from server.optimizers import ServerOptimizer
 
+_CODECS = {
+    "upload_codec": ("dense", "touched", "nonzero", "topk"),
+    "upload_precision": ("float32", "float16"),
+    # Every device downloads the whole view: there are no touched rows, and a view's largest entries are not the view.
+    "download_codec": ("dense", "nonzero"),
+    "download_precision": ("float32", "float16"),
+}
+
 
 @dataclass(frozen=True)
 class FederationSettings:
@@ -64,6 +72,14 @@ class FederationSettings:
                 f"federation.users_per_node={self.users_per_node}: write 1 (one device per node) or 0 (nodes host cohorts; "
                 "set their number with federation.nodes)"
             )
+        for name in ("divergence_factor", "node_timeout", "reply_timeout"):
+            if not getattr(self, name) > 0.0:
+                raise ConfigError(f"federation.{name}={getattr(self, name)}: write a positive number")
+        if not 0.0 < self.top_fraction <= 1.0:
+            raise ConfigError(f"federation.top_fraction={self.top_fraction}: write a share of the view's entries in (0, 1]")
+        for name, allowed in _CODECS.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"federation.{name}={getattr(self, name)}: write {' or '.join(allowed)}")
         self.optimizer()
 
     def optimizer(self) -> ServerOptimizer:

@@ -25,11 +25,15 @@ from fedrec.algorithms.base import Recommender, StatisticsRecommender, Tensors
 from fedrec.errors import RunFailed
 from fedrec.evaluation.sums import EvaluationSums
 from privacy.samplers import sample_users
-from server.aggregation import RoundSum, add_replies, mean_update
+from server.aggregation import RoundSum, add_replies, mean_update, reason_of
 from server.settings import EvaluationSettings, FederationSettings
 
 Int64 = npt.NDArray[np.int64]
 Listener = Callable[[dict[str, Any]], None]
+
+
+class Diverged(RunFailed):
+    """The devices answered, but with numbers that are not finite."""
 
 
 @dataclass
@@ -98,10 +102,14 @@ class FedRecStrategy(Strategy):
         hellos = [Message(content, node, "query.hello") for node in sorted(ids)]
         for reply in grid.send_and_receive(hellos, timeout=self.federation.node_timeout):
             if reply.has_error():
-                raise RunFailed(f"a node failed to start: {reply.error.reason}")
+                raise RunFailed(f"a node failed to start: {reason_of(reply.error.reason)}")
             self._nodes[reply.metadata.src_node_id] = int(str(reply.content.config_records["hello"]["node"]))
         if sorted(self._nodes.values()) != list(range(expected)):
-            raise RunFailed(f"nodes {sorted(self._nodes.values())} answered, expected 0…{expected - 1}")
+            missing = sorted(set(range(expected)) - set(self._nodes.values()))
+            raise RunFailed(
+                f"node{'s' * (len(missing) > 1)} {', '.join(map(str, missing[:5]))}{' …' * (len(missing) > 5)} of {expected} did "
+                f"not answer within {self.federation.node_timeout:.0f} s; raise federation.node_timeout, or use fewer federation.nodes"
+            )
 
     def _evaluation_users(self) -> Int64:
         n_users, wanted = self.workspace.split.n_users, self.evaluation.users
@@ -160,13 +168,9 @@ class FedRecStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Close the previous round's line with its metrics; make this round's view. RunFailed when too few devices succeeded."""
         started = time.process_time()
-        total = add_replies(self.algorithm, self.shared, list(replies), self._nodes)
-        if self._asked and total.devices < self.federation.min_success * self._asked:
-            raise RunFailed(
-                f"round {server_round}: {total.devices} of {self._asked} devices succeeded, less than "
-                f"federation.min_success={self.federation.min_success}. " + "; ".join(self._failures(total)[:3])
-            )
+        total = add_replies(self.algorithm, list(replies), self._nodes)
         self._close(total)
+        self._check_success(server_round, total)
         if total.devices:
             self._apply(server_round, total)
         self._open = self._line(server_round, total, time.process_time() - started)
@@ -181,9 +185,9 @@ class FedRecStrategy(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Close the line of ``server_round`` with its metrics."""
-        total = add_replies(self.algorithm, self.shared, list(replies), self._nodes)
+        total = add_replies(self.algorithm, list(replies), self._nodes)
         if total.evaluation is None:
-            raise RunFailed(f"the evaluation of round {server_round} failed. " + "; ".join(total.failures[:3]))
+            raise RunFailed(f"the evaluation of round {server_round} failed. " + "; ".join(self._failures(total)[:3]))
         self._close(total)
         return MetricRecord(dict(total.evaluation.metrics("validation").items()))
 
@@ -212,10 +216,24 @@ class FedRecStrategy(Strategy):
                 self.shared, self._memory, users[order], updates, number - 1
             )
         else:
-            for name, delta in mean_update(total, algorithm, self.federation.mean).items():
+            for name, delta in mean_update(total, algorithm, self.shared, self.federation.mean).items():
                 value, state = self._optimizer.step(self.shared[name], delta, self._moments.get(name, {}))
                 self.shared, self._moments[name] = {**self.shared, name: value}, state
         self.shared = algorithm.finish_round(self.shared, number - 1)
+
+    def _check_success(self, number: int, total: RoundSum) -> None:
+        needed = self.federation.min_success * self._asked
+        if not self._asked or total.devices >= needed:
+            return
+        if total.devices + len(total.failed_users) >= needed:
+            raise Diverged(
+                f"training diverged in round {number}: the updates of {len(total.failed_users)} of {self._asked} devices are not "
+                "finite; lower the learning rates"
+            )
+        raise RunFailed(
+            f"round {number}: {total.devices} of {self._asked} devices succeeded, less than "
+            f"federation.min_success={self.federation.min_success}. " + "; ".join(self._failures(total)[:3])
+        )
 
     def _failures(self, total: RoundSum) -> list[str]:
         named = [f"user {user}: its update is not finite" for user in total.failed_users]
@@ -254,6 +272,8 @@ class FedRecStrategy(Strategy):
             line["validation"] = total.evaluation.metrics("validation")
             line["test"] = total.evaluation.metrics("test")
             self._select(line, total)
+        if troubles := self._silent + total.failures:
+            line["evaluation_failures"] = troubles[:20]
         self.outcome.rounds.append(line)
         self.listener(line)
 
@@ -261,9 +281,13 @@ class FedRecStrategy(Strategy):
         protocol = self.workspace.protocol
         assert total.evaluation is not None
         value = total.evaluation.metrics(protocol.select_on).get(protocol.select_metric, -np.inf)
-        if self.outcome.best_round and value <= self._best_value:
-            self._since_best += 1
-            return
+        best = self.outcome.best_evaluation
+        if best is not None:
+            # Where a node did not answer, the mean is over other users: such a round cannot be compared, only replaced.
+            more = total.evaluation.n_users(protocol.select_on) - best.n_users(protocol.select_on)
+            if more < 0 or (more == 0 and value <= self._best_value):
+                self._since_best += 1
+                return
         self._best_value, self._since_best = value, 0
         self.outcome.best_round = line["round"]
         self.outcome.best_evaluation = total.evaluation
@@ -301,7 +325,10 @@ class FedRecStrategy(Strategy):
             self.outcome.ready = time.perf_counter()
             self._rounds(grid)
         except RunFailed as error:
-            self.outcome.status, self.outcome.reason = "failed", str(error)
+            self.outcome.status = "diverged" if isinstance(error, Diverged) else "failed"
+            self.outcome.reason = str(error)
+            self._silent = []
+            self._close(RoundSum({}))  # a finished round keeps its line
         self.outcome.final_shared = self.shared
         return self.outcome
 
@@ -326,6 +353,7 @@ class FedRecStrategy(Strategy):
                 messages = list(self.configure_evaluate(number, arrays, config, grid))
                 self.aggregate_evaluate(number, self._exchange(grid, messages, timeout))
             else:
+                self._silent = []
                 self._close(RoundSum({}))
 
     def _exchange(self, grid: Grid, messages: list[Message], timeout: float) -> list[Message]:

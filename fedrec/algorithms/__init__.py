@@ -16,7 +16,8 @@ __all__ = ["Problem", "Recommender", "build"]
 
 
 def build(config: Mapping[str, Any], problem: Problem) -> Recommender:
-    """The algorithm that ``config["_target_"]`` names (a dotted path to a Recommender), with the other keys as settings."""
+    """The algorithm that ``config["_target_"]`` names (a dotted path to a Recommender), with the other keys as
+    settings."""
     options = {key: value for key, value in config.items() if key not in ("_target_", "name")}
     target = str(config.get("_target_", ""))
     module_name, _, class_name = target.rpartition(".")

@@ -3,24 +3,26 @@
 An algorithm names its tensors, says how one device learns (or what it counts), how the server finishes a round, and how
 items are scored. Nothing in ``clients/`` or ``server/`` names an algorithm. Two families share the seam:
 
-* :class:`GradientRecommender`: a device takes local SGD steps on a loss; the server sums the updates. Write ``loss`` for
-  *one* device, as the paper does; the clients' room trains a whole cohort of devices as one tensor program by ``vmap``. An
-  analytic, batched ``gradients`` may replace it for speed (a test holds it to ``loss``).
+* :class:`GradientRecommender`: a device takes local SGD steps on a loss; the server sums the updates. Write ``loss``
+  for *one* device, as the paper does; the clients' room trains a whole cohort of devices as one tensor program by
+  ``vmap``. An analytic, batched ``gradients`` may replace it for speed (a test holds it to ``loss``).
 * :class:`StatisticsRecommender`: a device uploads statistics of its history; the server sums and solves.
 
 How other published methods fit, without touching another room:
 
 * **FedNCF** (Perifanis & Efraimidis 2022): ``shared = {"item": per item, "mlp.0": dense, "mlp.1": dense, …}``,
   ``private = {"user": vector}``; dense shared tensors arrive in ``loss`` as the device's own copies and are averaged.
-* **PFedRec** (Zhang et al. 2023): ``shared = {"item": per item}``, ``private = {"score": [d, 1], "bias": []}``; its dual
-  personalisation fine-tunes the downloaded item view before scoring, which is a per-item *private* tensor.
-* **GPFedRec** (Zhang et al. 2024): ``needs_user_updates = True``; ``aggregate_users`` receives every device's update, keeps each user's
-  item view in the server's memory, builds the user graph, and ``personal_views`` sends every device its own neighbours'
-  view, which replaces the shared tensor of that name on that device.
+* **PFedRec** (Zhang et al. 2023): ``shared = {"item": per item}``, ``private = {"score": [d, 1], "bias": []}``; its
+  dual personalisation fine-tunes the downloaded item view before scoring, which is a per-item *private* tensor.
+* **GPFedRec** (Zhang et al. 2024): ``needs_user_updates = True``; ``aggregate_users`` receives every device's update,
+  keeps each user's item view in the server's memory, builds the user graph, and ``personal_views`` sends every device
+  its own neighbours' view, which replaces the shared tensor of that name on that device.
 * **Graph models** (LightGCN-style): propagation over a device's own star graph happens inside ``loss`` (positives are
   ``examples.label > 0``); propagation over a server-side item graph happens in ``finish_round``.
-* **Content models**: ``problem.item_features`` is public catalogue data, ``float32[n_items, n_features]``; ``loss`` indexes it with ``examples.items``.
-* **iALS-like methods**: a :class:`StatisticsRecommender` of several rounds whose ``contribute`` reads the shared tensors.
+* **Content models**: ``problem.item_features`` is public catalogue data, ``float32[n_items, n_features]``; ``loss``
+  indexes it with ``examples.items``.
+* **iALS-like methods**: a :class:`StatisticsRecommender` of several rounds whose ``contribute`` reads the shared
+  tensors.
 
 ``tests/algorithms/test_seam.py`` holds FedNCF, PFedRec and GPFedRec written against this file alone, and runs them.
 """
@@ -60,11 +62,12 @@ class Problem:
 class TensorSpec:
     """One named tensor of an algorithm.
 
-    ``shape`` excludes any user axis; ``per_item`` says that its first axis is the catalogue, so that a device needs only
-    the rows it touches. Initial values: ``init`` is ``normal`` (standard deviation ``scale``), ``uniform`` (±``scale``)
-    or ``zeros``; a private tensor starts equal on all devices when ``common`` (always so when it is per item). The
-    learning rate of local step ``s`` of round ``r`` (both from 0) is ``learning_rate · round_decay^r · step_decay^s``; weight decay
-    acts on all rows, touched or not, as SGD's does. ``symmetric`` statistics travel as their upper triangle.
+    ``shape`` excludes any user axis; ``per_item`` says that its first axis is the catalogue, so that a device needs
+    only the rows it touches. Initial values: ``init`` is ``normal`` (standard deviation ``scale``), ``uniform``
+    (±``scale``) or ``zeros``; a private tensor starts equal on all devices when ``common`` (always so when it is per
+    item). The learning rate of local step ``s`` of round ``r`` (both from 0) is ``learning_rate · round_decay^r ·
+    step_decay^s``; weight decay acts on all rows, touched or not, as SGD's does. ``symmetric`` statistics travel as
+    their upper triangle.
     """
 
     shape: tuple[int, ...]

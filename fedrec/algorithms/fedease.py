@@ -1,7 +1,7 @@
 """FedEASE: EASE from the sum of the devices' Gram contributions, in one round.
 
-Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", WWW 2019, equation 8. Its only statistic is XᵀX = Σ_u x_u x_uᵀ, a
-sum over users, so it federates exactly and under secure aggregation; the query x_u stays on the device.
+Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", WWW 2019, equation 8. Its only statistic is XᵀX = Σ_u
+x_u x_uᵀ, a sum over users, so it federates exactly and under secure aggregation; the query x_u stays on the device.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from fedrec.errors import ConfigError
 class FedEASE(StatisticsRecommender):
     """B = I − P·diag(1/P_jj), P = (XᵀX + λI)⁻¹; score = x_u B.
 
-    ``recency`` τ > 0 weighs the query locally by exp(−age/τ), age in positions from the newest item: no further byte leaves
-    the device. ``recency=0`` is plain EASE.
+    ``recency`` τ > 0 weighs the query locally by exp(−age/τ), age in positions from the newest item: no further byte
+    leaves the device. ``recency=0`` is plain EASE.
     """
 
     name = "fedease"

@@ -1,7 +1,7 @@
 """FedMF: federated matrix factorisation. The item view is shared, the user vector stays on the device.
 
-After Chai, Wang, Chen, Yang, "Secure Federated Matrix Factorization" (IEEE Intelligent Systems 2021), for implicit feedback:
-pointwise binary cross-entropy (as in He et al., NCF, WWW 2017) or BPR (Rendle et al., UAI 2009).
+After Chai, Wang, Chen, Yang, "Secure Federated Matrix Factorization" (IEEE Intelligent Systems 2021), for implicit
+feedback: pointwise binary cross-entropy (as in He et al., NCF, WWW 2017) or BPR (Rendle et al., UAI 2009).
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from fedrec.errors import ConfigError
 class FedMF(GradientRecommender):
     """score(u, i) = ⟨p_u, q_i⟩; ``item`` q is shared, ``user`` p private.
 
-    With server Adam (``federation.server_optimizer=adam``) the item learning rate only sets the scale of the upload; Adam removes it.
+    With server Adam (``federation.server_optimizer=adam``) the item learning rate only sets the scale of the upload;
+    Adam removes it.
     """
 
     name = "fedmf"
@@ -95,7 +96,9 @@ class FedMF(GradientRecommender):
         if self.objective == "bce":
             losses = F.binary_cross_entropy_with_logits(scores, examples.label, reduction="none")
             return (losses * examples.weight).sum()
-        assert examples.positive is not None and examples.negative is not None and examples.pair_weight is not None
+        assert examples.positive is not None
+        assert examples.negative is not None
+        assert examples.pair_weight is not None
         return (F.softplus(scores[examples.negative] - scores[examples.positive]) * examples.pair_weight).sum()
 
     def gradients(self, params: Tensors, examples: Examples) -> tuple[Tensor, Tensors]:
@@ -107,7 +110,9 @@ class FedMF(GradientRecommender):
             loss = (losses * examples.weight).sum(1)
             slope = (torch.sigmoid(scores) - examples.label) * examples.weight
         else:
-            assert examples.positive is not None and examples.negative is not None and examples.pair_weight is not None
+            assert examples.positive is not None
+            assert examples.negative is not None
+            assert examples.pair_weight is not None
             margin = scores.gather(1, examples.negative) - scores.gather(1, examples.positive)
             loss = (F.softplus(margin) * examples.pair_weight).sum(1)
             pair = torch.sigmoid(margin) * examples.pair_weight

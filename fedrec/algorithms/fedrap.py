@@ -35,7 +35,8 @@ Curriculum = Literal["tanh", "none"]
 
 @lru_cache(maxsize=1)
 def _published_values(seed: int, n_items: int, dim: int) -> Mapping[str, Tensor]:
-    """The draws of the published model in its own order: personal view, a view that is never used, score function, global view."""
+    """The draws of the published model in its own order: personal view, a view that is never used, score function,
+    global view."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal() -> Tensor:

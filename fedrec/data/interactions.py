@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
+
+if TYPE_CHECKING:
+    import polars as pl
 
 from fedrec.errors import DataError
 
@@ -89,10 +92,10 @@ class UserItems:
 class Interactions:
     """Who interacted with what, when.
 
-    ``user`` int32[n] and ``item`` int32[n] are dense codes, every code of ``range(users)`` and ``range(items)`` is valid;
-    ``timestamp`` int64[n] in the source's unit, or None; ``rating`` float32[n], or None; ``fold`` int8[n], for data that
-    came split, says 0 train, 1 validation, 2 test. Rows are sorted by (user, timestamp, original row order), and a
-    (user, item) pair occurs once. ``user_ids`` and ``item_ids`` are the source's ids by code. ``item_table`` and
+    ``user`` int32[n] and ``item`` int32[n] are dense codes, any of ``range(users)`` and ``range(items)``; ``timestamp``
+    int64[n] in the source's unit, or None; ``rating`` float32[n], or None; ``fold`` int8[n], for data that came split,
+    says 0 train, 1 validation, 2 test. Rows are sorted by (user, timestamp, original row order), and a (user, item)
+    pair occurs once. ``user_ids`` and ``item_ids`` are the source's ids by code. ``item_table`` and
     ``user_table``, where the source has them, hold one row per code, in code order: ``title`` (str), ``genres``
     (list of str), ``year`` for items; ``gender``, ``age``, ``occupation`` and the like for users.
     """

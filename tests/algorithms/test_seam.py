@@ -81,8 +81,8 @@ class FedNCF(GradientRecommender):
 
 @dataclass(frozen=True)
 class PFedRec(GradientRecommender):
-    """Zhang et al., "Dual Personalization on Federated Recommendation" (IJCAI 2023): a private score function, and an item
-    view that the device fine-tunes for itself; here the fine-tuning is a private per-item offset."""
+    """Zhang et al., "Dual Personalization on Federated Recommendation" (IJCAI 2023): a private score function, and an
+    item view that the device fine-tunes for itself; here the fine-tuning is a private per-item offset."""
 
     name = "pfedrec"
     problem: Problem
@@ -115,8 +115,8 @@ class PFedRec(GradientRecommender):
 
 @dataclass(frozen=True)
 class GPFedRec(GradientRecommender):
-    """Zhang et al., "GPFedRec" (KDD 2024): the server keeps every device's item view, builds a graph of similar users, and
-    sends each device its neighbourhood's mean view. The score function is private."""
+    """Zhang et al., "GPFedRec" (KDD 2024): the server keeps every device's item view, builds a graph of similar
+    users, and sends each device its neighbourhood's mean view. The score function is private."""
 
     name = "gpfedrec"
     needs_user_updates: ClassVar[bool] = True
@@ -160,8 +160,8 @@ class GPFedRec(GradientRecommender):
 
 @dataclass(frozen=True)
 class FedALS(StatisticsRecommender):
-    """iALS (Hu, Koren, Volinsky 2008) with exact per-item statistics: a device solves its own p_u from the item view, and
-    uploads α·p pᵀ and (1 + α)·p for its items and the shared p pᵀ for all; the server solves the item view."""
+    """iALS (Hu, Koren, Volinsky 2008) with exact per-item statistics: a device solves its own p_u from the item view,
+    and uploads α·p pᵀ and (1 + α)·p for its items and the shared p pᵀ for all; the server solves the item view."""
 
     name = "fedals"
     problem: Problem
@@ -202,7 +202,8 @@ class FedALS(StatisticsRecommender):
 
 @dataclass(frozen=True)
 class Content(GradientRecommender):
-    """A content model: the item view is a shared projection of public item features; there is no per-item tensor at all."""
+    """A content model: the item view is a shared projection of public item features; there is no per-item tensor at
+    all."""
 
     name = "content"
     problem: Problem

@@ -105,7 +105,9 @@ def test_mini_batches_visit_every_example_once_an_epoch(local: LocalTraining, ma
                 own = drawn.example[drawn.example_ptr[b] : drawn.example_ptr[b + 1]]
                 expected = torch.bincount(torch.from_numpy(own.astype(np.int64)), minlength=visits.shape[1])
                 assert torch.allclose(visits[i], expected.float(), atol=1e-3)
-                assert bool((chunk.label[i].bool() == torch.isin(torch.arange(visits.shape[1]), _positive(drawn, b))).all())
+                assert bool(
+                    (chunk.label[i].bool() == torch.isin(torch.arange(visits.shape[1]), _positive(drawn, b))).all()
+                )
     assert sorted(seen) == list(range(SPLIT.n_users))
 
 

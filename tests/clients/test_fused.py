@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 from torch.nn import functional as F
 
 from clients.fused import why_not
-from clients.kernels import cross_entropy
+from clients.passes import cross_entropy
 from clients.scoring import private_parameters, scores
 from clients.store import DeviceStore
 from clients.wire import Codec
@@ -115,7 +115,9 @@ def test_a_logit_that_is_not_finite_stays_visible() -> None:
         logit = np.array([0.0, bad], dtype=np.float32)
         label = np.array([0.0, 1.0 if bad == -np.inf else 0.0], dtype=np.float32)
         bits, slope = np.empty(2, dtype=np.int32), np.empty(2, dtype=np.float32)
-        assert not np.isfinite(cross_entropy(2, logit, label, np.ones(2, np.float32), bits, bits.view(np.float32), slope))
+        assert not np.isfinite(
+            cross_entropy(2, logit, label, np.ones(2, np.float32), bits, bits.view(np.float32), slope)
+        )
 
 
 @pytest.mark.parametrize(
@@ -136,7 +138,9 @@ def test_what_the_kernel_cannot_train_is_named(
     assert why_not(algorithm, {}, Codec(), "cpu", 0) is None
 
 
-def test_asking_for_the_kernel_where_it_cannot_run_is_an_error_and_auto_takes_the_tensor_program(tmp_path: Path) -> None:
+def test_asking_for_the_kernel_where_it_cannot_run_is_an_error_and_auto_takes_the_tensor_program(
+    tmp_path: Path,
+) -> None:
     lossy = {"kind": "topk", "fraction": 0.05}
     with pytest.raises(ConfigError, match=r"fused=on: the upload codec \(topk, float32\) is lossy.*fused=auto"):
         small.train(small.workspace(tmp_path / "on", small.FEDMF, fused="on", upload=lossy), 1)
@@ -148,7 +152,7 @@ def test_asking_for_the_kernel_where_it_cannot_run_is_an_error_and_auto_takes_th
 
 
 def test_an_unknown_mode_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="federation.fused='yes': write auto, on or off"):
+    with pytest.raises(ConfigError, match=r"federation.fused='yes': write auto, on or off"):
         small.train(small.workspace(tmp_path, small.FEDMF, fused="yes"), 1)
 
 
@@ -171,5 +175,5 @@ def test_scores_of_stored_devices_are_the_algorithms_own(
 
 def test_a_step_that_would_erase_a_tensor_is_refused(tmp_path: Path) -> None:
     erasing = {**small.FEDRAP, "personal_learning_rate": 1e4, "personal_weight_decay": 1e-4}
-    with pytest.raises(ConfigError, match="weight decay 0.0001 of tensor personal is 1, but must stay below 1"):
+    with pytest.raises(ConfigError, match=r"weight decay 0.0001 of tensor personal is 1, but must stay below 1"):
         small.train(small.workspace(tmp_path, erasing), 1)

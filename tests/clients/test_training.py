@@ -122,7 +122,7 @@ def test_a_killed_task_can_be_repeated(
     spaces = [
         small.workspace(tmp_path / name, algorithm, fused=fused, chunk_rows=chunk_rows) for name in ("calm", "killed")
     ]
-    shared = [small.train(space, 2)[0] for space in spaces][0]
+    shared, _ = [small.train(space, 2)[0] for space in spaces]
     users = small.everybody(spaces[0])
     calm = run_task(spaces[0], 0, 3, shared, users, users)
     calls, write = [0], DeviceStore.commit

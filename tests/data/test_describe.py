@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fedrec.data import Interactions, describe, load_dataset
-from fedrec.data.describe import gini
+from fedrec.data import Interactions, load_dataset
+from fedrec.data.describe import describe, gini
 from fedrec.data.show import describe_dataset
 
 
