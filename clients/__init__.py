@@ -6,6 +6,7 @@ A Flower node hosts a cohort of devices and runs them as one tensor program; ``c
 
 import os
 
-# Flower reads these once, when it is first imported, and its defaults phone home. So they are set before anything of it is.
+# Flower reads these once, when it is first imported, and its defaults phone home. So they are set before anything of
+# it is.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")

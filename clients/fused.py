@@ -37,7 +37,7 @@ def why_not(
     if form is None:
         return f"{algorithm.name} does not score by a dot product (its dot_product returns None)"
     if torch.device(device).type != "cpu":
-        return f"the kernel runs on the CPU, but federation.device={device}"
+        return f"the kernel runs on the CPU, but runner.device={device}"
     if algorithm.needs_user_updates:
         return f"{algorithm.name} needs every device's own update"
     if personal:

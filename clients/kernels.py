@@ -86,7 +86,7 @@ def _load(table: Rows, b: int, rows: Int32, filled: int, out: Float32) -> None:
 def _finite(table: Rows, b: int, rows: Int32, filled: int, value: Float32, decay: float) -> bool:
     """Fill ``new`` with the offsets that stand for ``value``; False when a value is not finite."""
     scale = np.float32(np.exp(table.log_scale[b] + np.log(decay)))
-    total = 0.0
+    total = _ZERO
     for t in range(rows.size):
         v, base, new = value[t], table.base[rows[t]], table.new[filled + t]
         row = _ZERO
@@ -94,7 +94,7 @@ def _finite(table: Rows, b: int, rows: Int32, filled: int, value: Float32, decay
             row += v[k] * _ZERO  # NaN for NaN and infinity
             new[k] = v[k] / scale - base[k]
         total += row
-    return total == 0.0
+    return bool(total == _ZERO)
 
 
 @njit(cache=True, fastmath=REORDER, error_model="numpy")

@@ -91,8 +91,8 @@ def run_task(
             clock.lap("sample")
             result.update = train_cohort(
                 algorithm, shared, personal.of(train_users), store, cohort, settings.upload,
-                n_items=workspace.split.n_items, round_number=round_number, chunk_rows=settings.chunk_rows, device=resolve_device(settings.device),
-                fused=settings.fused, counts_asked=settings.aggregation_counts,
+                n_items=workspace.split.n_items, round_number=round_number, chunk_rows=settings.chunk_rows,
+                device=resolve_device(settings.device), fused=settings.fused, counts_asked=settings.aggregation_counts,
             )  # fmt: skip
         elif isinstance(algorithm, StatisticsRecommender):
             result.update, result.statistics = _contribute(workspace, algorithm, shared, train_users)

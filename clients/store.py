@@ -222,7 +222,7 @@ class DeviceStore:
         self.commit(users, {n: value.reshape(len(at), width[n]).numpy() for n, value in vectors.items()}, tables)
 
     def table(self, name: str) -> tuple[Float32, Float32, npt.NDArray[np.float64]]:
-        """A per-item tensor as it is stored, to read from: D_0 [rows, width], Δ [users * rows, width], log s [users]."""
+        """A per-item tensor as it is stored, to read: D_0 [rows, width], Δ [users * rows, width], log s [users]."""
         return self.base(name).numpy(), self._maps[name], self._scale[name]
 
     def commit(self, users: Int64, vectors: Mapping[str, Float32], tables: Mapping[str, TableWrite]) -> None:

@@ -139,7 +139,7 @@ def absorb(
         delta = params[name] - (before[name] * factor if spec.per_item else before[name])
         if spec.per_item:
             delta = torch.where(chunk.valid.view(*chunk.valid.shape, *[1] * (delta.ndim - 2)), delta, 0.0)
-            delta = codec.lossy(delta.flatten(2), spec.shape[0]).view_as(delta)
+            delta = codec.lossy(delta.reshape(*chunk.valid.shape, -1), spec.shape[0]).view_as(delta)
         deltas[name] = delta
         norms[name] = delta.reshape(len(users), -1).double().square().sum(1)
     good = torch.isfinite(trained.loss.cpu())
@@ -151,7 +151,9 @@ def absorb(
     row = chunk.items[owner, column]
     for name, spec in algorithm.shared.items():
         if spec.per_item:
-            update.sums[name].view(spec.shape[0], -1).index_add_(0, row, deltas[name][owner, column].flatten(1))
+            width = math.prod(spec.shape[1:])
+            moved = deltas[name][owner, column].reshape(len(row), width)  # len(row) may be 0: the width cannot be -1
+            update.sums[name].view(spec.shape[0], width).index_add_(0, row, moved)
             if spec.weight_decay:
                 update.decay[name] += float((decay[name][keep] - 1.0).sum())
         else:
@@ -172,7 +174,11 @@ def absorb(
         {name: params[name][keep] for name, spec in algorithm.private.items() if not spec.per_item},
         position[owner],
         row,
-        {name: params[name][owner, column].flatten(1) for name, spec in algorithm.private.items() if spec.per_item},
+        {
+            name: params[name][owner, column].reshape(len(row), math.prod(spec.shape[1:]))
+            for name, spec in algorithm.private.items()
+            if spec.per_item
+        },
         {name: decay[name][keep] for name, spec in algorithm.private.items() if spec.per_item},
     )
 
@@ -222,11 +228,13 @@ def train_cohort(
 ) -> CohortUpdate:
     """One round of local training of all devices of ``cohort`` (round numbers count from 1)."""
     if fused not in ("auto", "on", "off"):
-        raise ConfigError(f"federation.fused={fused!r}: write auto, on or off")
+        raise ConfigError(f"runner.fused={fused!r}: write auto, on or off")
     _check_decay(algorithm, round_number - 1)
     obstacle = why_not(algorithm, personal, codec, device, round_number - 1) if fused != "off" else "switched off"
     if fused == "on" and obstacle:
-        raise ConfigError(f"federation.fused=on: {obstacle}; write fused=auto to train it as a batched tensor program")
+        raise ConfigError(
+            f"runner.fused=on: {obstacle}; write runner.fused=auto to train it as a batched tensor program"
+        )
     if not obstacle:
         return train_fused(
             algorithm, shared, store, cohort, codec, n_items=n_items, round_number=round_number, chunk_rows=chunk_rows

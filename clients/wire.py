@@ -1,7 +1,7 @@
 """The sparse item view on the wire: codecs, and the exact number of bytes that a device sends.
 
-A device's update of one shared tensor is a set of rows and their values, plus one scalar: the weight decay of all rows it
-did not touch. What the codec leaves out is zero on the other side.
+A device's update of one shared tensor is a set of rows and their values, plus one scalar: the weight decay of all
+rows it did not touch. What the codec leaves out is zero on the other side.
 
 ==========  ==========================================================================  ========
 codec       arrays (n rows in the view, t of them sent, each of width w)                 lossless
@@ -58,7 +58,8 @@ class Codec:
         return max(1, round(self.fraction * n_rows * width))
 
     def lossy(self, values: Tensor, n_rows: int) -> Tensor:
-        """What the server will read of ``values`` float32[B, T, w] of B devices (rows beyond a device's own are zero)."""
+        """What the server will read of ``values`` float32[B, T, w] of B devices (rows beyond a device's own are
+        zero)."""
         if self.kind == "topk":
             flat = values.flatten(1)
             k = min(self.top_k(n_rows, values.shape[2]), flat.shape[1])

@@ -135,7 +135,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     for number, config in enumerate(configs, start=1):
         if len(configs) > 1:
             console.rule(f"run {number} of {len(configs)}")
-        result = run_experiment(config, console)
+        result = run_experiment(config, console, exit_at_once=True)
         write_report([result.run_dir], result.report)
         results.append(result)
         if result.status == "interrupted":

@@ -77,6 +77,7 @@ class FedRecStrategy(Strategy):
         self._since_best = 0
         self._best_value = -np.inf
         self._silent: list[str] = []
+        self._evaluating = False
         self._waiting = 0.0
         self._parallel = 1
         self._evaluated_view: Tensors = {}
@@ -120,6 +121,7 @@ class FedRecStrategy(Strategy):
 
     def _messages(self, number: int, arrays: ArrayRecord, train: Int64, evaluate: Int64, kind: str) -> list[Message]:
         messages = []
+        self._evaluating = bool(evaluate.size)
         for node_id, node in sorted(self._nodes.items(), key=lambda pair: pair[1]):
             users = self.workspace.users_of(node)
             mine = [ids[(ids >= users.start) & (ids < users.stop)] for ids in (train, evaluate)]
@@ -272,8 +274,8 @@ class FedRecStrategy(Strategy):
             line["validation"] = total.evaluation.metrics("validation")
             line["test"] = total.evaluation.metrics("test")
             self._select(line, total)
-        if troubles := self._silent + total.failures:
-            line["evaluation_failures"] = troubles[:20]
+        if self._evaluating and (troubles := self._silent + total.failures):
+            line["failures"] = [*line.get("failures", []), *(f"evaluation: {text}" for text in troubles)][:20]
         self.outcome.rounds.append(line)
         self.listener(line)
 

@@ -137,7 +137,7 @@ class LocalTraining:
 
 
 class Recommender(ABC):
-    """The part of the seam that both families share. Implementations are frozen dataclasses with a ``problem`` field."""
+    """What both families share. Implementations are frozen dataclasses with a ``problem`` field."""
 
     name: ClassVar[str]
     #: The server needs every device's own update, not only the sum; excludes secure aggregation.
@@ -194,7 +194,9 @@ class Recommender(ABC):
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f"did you mean algorithm.{near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
                 raise ConfigError(f"algorithm.{key}: {cls.name} has no such setting; {hint}")
-        return cls(problem=problem, **options)
+        make: Any = cls  # a dataclass, whose fields the type of this base class does not know
+        made: Self = make(problem=problem, **options)
+        return made
 
 
 class GradientRecommender(Recommender):
@@ -215,10 +217,10 @@ class GradientRecommender(Recommender):
     def gradients(self, params: Tensors, examples: Examples) -> tuple[Tensor, Tensors]:
         """Losses float32[B] and gradients of B devices at once, by default ``vmap`` of the gradient of ``loss``."""
         flat = {f.name: getattr(examples, f.name) for f in dataclasses.fields(examples)}
-        batched = {k: v for k, v in flat.items() if isinstance(v, Tensor)}
-        fixed = {k: v for k, v in flat.items() if not isinstance(v, Tensor)}
+        batched: dict[str, Any] = {k: v for k, v in flat.items() if isinstance(v, Tensor)}
+        fixed: dict[str, Any] = {k: v for k, v in flat.items() if not isinstance(v, Tensor)}
 
-        def one(device: Tensors, batch: Tensors) -> Tensor:
+        def one(device: Tensors, batch: dict[str, Any]) -> Tensor:
             return self.loss(device, Examples(**batch, **fixed))
 
         grads, losses = torch.func.vmap(torch.func.grad_and_value(one))(params, batched)
@@ -279,7 +281,7 @@ class LocalOnly(GradientRecommender):
         return {}
 
     @cached_property
-    def private(self) -> Mapping[str, TensorSpec]:  # type: ignore[override]
+    def private(self) -> Mapping[str, TensorSpec]:
         own = {name: dataclasses.replace(spec, common=True) for name, spec in self.inner.shared.items()}
         return {**own, **self.inner.private}
 

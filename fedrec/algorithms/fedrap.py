@@ -173,8 +173,9 @@ class FedRAP(GradientRecommender):
             grads["item"], grads["personal"] = pull, pull
         if form.l1:
             share = form.l1 / self.dim * weight
-            loss += (item.abs().sum(2) * share).sum(1)
-            grads["item"] = grads["item"] + item.sign() * share.unsqueeze(2)
+            edge = item.sign().mul_(share.unsqueeze(2))
+            loss += torch.linalg.vecdot(item.flatten(1), edge.flatten(1))  # |x| = x·sign(x)
+            grads["item"] = edge.add_(grads["item"])
         return loss, grads
 
     def dot_product(self, round_index: int) -> DotProduct:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ def local_only(
     documents: Mapping[str, Mapping[str, Any]],
     best_round: int,
     console: Console,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """The same algorithm without a server, for at most ``local_only_rounds`` rounds, its best round by the same selection."""
     if not options["local_only"]:
@@ -80,9 +81,12 @@ def local_only(
                 FederationSettings(rounds=rounds, min_success=0.0),
                 EvaluationSettings(every=max(1, rounds // 5), private_state=evaluation.private_state),
                 RunnerSettings(name="inline"),
+                stop=stop,
             )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    if outcome.status == "interrupted":
+        return {"skipped": "the run was interrupted."}
     if outcome.best_evaluation is None:
         return {"skipped": f"local-only could not be evaluated ({outcome.reason})."}
     return {

@@ -1,17 +1,24 @@
-"""Configuration: Hydra groups and overrides in, plain checked values out."""
+"""Configuration: Hydra groups and overrides in, plain checked values out.
+
+Overrides are looked at before Hydra composes them, so that whatever is wrong is said of the override that was written,
+with the nearest thing that exists; Hydra's own messages are the last resort.
+"""
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import logging
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,6 +26,12 @@ from omegaconf.errors import OmegaConfBaseException
 from fedrec.errors import ConfigError
 
 Config = dict[str, Any]
+
+GROUPS = ("dataset", "algorithm", "protocol", "federation", "runner", "experiment")
+_SECTIONS = ("dataset", "algorithm", "protocol", "federation", "runner", "evaluation", "baselines")
+# Readers and classes of other packages have settings that no file of ours lists; they check what they are given.
+_OPEN = "algorithm"
+_ELSEWHERE = ("dataset", "name")
 
 
 @contextmanager
@@ -30,62 +43,209 @@ def _hydra() -> Iterator[None]:
         yield
 
 
-def load_config(overrides: Sequence[str]) -> Config:
-    """The configuration that ``overrides`` describe (Hydra's grammar). ConfigError with the remedy for anything unknown."""
-    try:
-        with _hydra():
-            composed = compose("config", overrides=list(overrides))
-            plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_readable(error)) from None
-    assert isinstance(plain, dict)
-    config: Config = {str(key): value for key, value in plain.items()}
+def load_config(overrides: Sequence[str], base: Path | None = None) -> Config:
+    """The configuration that ``overrides`` describe (Hydra's grammar), or the one saved in ``base`` with them applied.
+
+    Raises:
+        ConfigError: an unknown group, choice or key (with the nearest one), a value of another type than the setting's.
+    """
+    parsed = [_parse(override) for override in overrides if override not in ("experiment=null", "+experiment=null")]
+    for override in parsed:
+        if override.is_sweep_override():
+            raise ConfigError(
+                f"{override.input_line}: several values; `fedrec run -m` runs each, key=[a,b] is a list, quotes keep a comma"
+            )
+    if base is not None:
+        return _saved(base, parsed)
+    choices = groups()
+    for override in parsed:
+        _check_choice(override, choices)
+    chosen = [override for override in parsed if _names_group(override)]
+    known = _composed([_line(override) for override in chosen])
+    for override in parsed:
+        if not _names_group(override):
+            _check_key(override, known)
+    config = _composed([_line(override) for override in parsed]) if len(chosen) < len(parsed) else known
+    return checked(config, known)
+
+
+def checked(config: Config, known: Config) -> Config:
+    """``config`` again, where its sections are sections and its values are of the types that ``known`` has."""
+    for section in _SECTIONS:
+        if not isinstance(config.get(section), Mapping):
+            raise ConfigError(f"{section}={config.get(section)!r}: a section of settings; write {section}.key=value")
+    seed, folder = config.get("seed"), config.get("output_dir")
+    if type(seed) is not int or seed < 0:
+        raise ConfigError(f"seed={seed!r}: write a whole number, 0 or more")
+    if not isinstance(folder, str) or not folder:
+        raise ConfigError(f"output_dir={folder!r}: write a folder, for example output_dir=outputs")
+    name = config.get("name")
+    if name is not None and (not str(name) or "/" in str(name) or str(name).startswith(".")):
+        raise ConfigError(f"name={name!r}: names a folder in output_dir; write it without / and without a leading dot")
+    for section in config:
+        if section not in _ELSEWHERE:
+            _check_types(config[section], known.get(section), section)
     return config
 
 
 def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
     """One list of overrides per run of a sweep: ``seed=0,1`` and ``seed=range(0,3)`` multiply out, as in Hydra's -m."""
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-        axes = [
-            [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
-            if o.is_sweep_override()
-            else [o.input_line]
-            for o in parsed
-        ]
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_readable(error)) from None
-    return [[str(part) for part in combination] for combination in itertools.product(*axes)]
+    axes = []
+    for override in map(_parse, overrides):
+        try:
+            axes.append(
+                [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+                if override.is_sweep_override()
+                else [override.input_line or ""]
+            )
+        except (HydraException, NotImplementedError, AttributeError, AssertionError):
+            raise ConfigError(
+                f"{override.input_line}: this kind of sweep is not supported; write key=a,b,c or key=range(0,3)"
+            ) from None
+    return [[str(one) for one in combination] for combination in itertools.product(*axes)]
 
 
 def groups() -> Mapping[str, list[str]]:
     """Group name → the choices that ship with fedrec."""
     with _hydra():
         loader = GlobalHydra.instance().config_loader()
-        names = [g for g in loader.get_group_options("", None) if g != "config"] if False else _GROUPS
-        return {group: sorted(loader.get_group_options(group)) for group in names}
+        return {group: sorted(loader.get_group_options(group)) for group in GROUPS}
 
 
-_GROUPS = ("dataset", "algorithm", "protocol", "federation", "runner", "experiment")
+def _parse(text: str) -> Override:
+    try:
+        parsed = OverridesParser.create().parse_overrides([text])[0]
+        if parsed.key_or_group:
+            return parsed
+        raise ConfigError(f"{text}: names no setting; write group=choice or key=value")
+    except HydraException:
+        if not text.partition("=")[0] or ("=" not in text and not text.startswith("~")):
+            raise ConfigError(f"{text}: not a setting; write group=choice or key=value") from None
+        key = text.partition("=")[0]
+        raise ConfigError(
+            f"{text}: the value cannot be read; close brackets and quotes, and quote what has spaces or any of "
+            f"(){{}}[]:,= in it, for the shell too: '{key}=\"a b\"'"
+        ) from None
 
 
-def _readable(error: Exception) -> str:
-    """Hydra's message in one line, with the remedy it leaves out."""
+def _line(override: Override) -> str:
+    # `+experiment=x` is how Hydra's own documentation writes recipes; here the group is there already.
+    return str(override.input_line).lstrip("+") if _names_group(override) else str(override.input_line)
+
+
+def _names_group(override: Override) -> bool:
+    return override.key_or_group in GROUPS
+
+
+def _check_choice(override: Override, choices: Mapping[str, list[str]]) -> None:
+    """ConfigError for a group that is left out, or a choice that it does not have."""
+    group = override.key_or_group
+    if group.startswith("hydra") and group.removeprefix("hydra")[:1] in ("", ".", "/"):
+        raise ConfigError(f"{override.input_line}: Hydra's own settings do nothing here; output_dir=… is where results go")
+    if not _names_group(override):
+        return
+    if override.package is not None:
+        raise ConfigError(f"{override.input_line}: packages (@) are not used here; write {group}=choice")
+    options = choices[group]
+    if override.is_delete():
+        raise ConfigError(f"{override.input_line}: a run needs a {group}; write {group}={options[0]}, say")
+    value = override.value()
+    if value not in options and not (group == "experiment" and value is None):
+        shown = str(override.input_line).partition("=")[2]
+        raise ConfigError(f"{group}={shown}: no such choice; {_nearest(str(value), options)}")
+
+
+def _check_key(override: Override, known: Config) -> None:
+    """ConfigError for a key that the chosen groups do not have."""
+    key, line = override.key_or_group, override.input_line
+    section, _, rest = key.partition(".")
+    if section == _OPEN and rest and (override.is_add() or override.is_delete()):
+        return
+    there: Any = known
+    for depth, name in enumerate(parts := key.split(".")):
+        if not isinstance(there, Mapping) or name not in there:
+            above = ".".join(parts[:depth])
+            if not isinstance(there, Mapping):
+                raise ConfigError(f"{key}: no such setting; {above} is a single value")
+            options = [option for option in there if option != "_target_"]
+            if not above:
+                options += [group for group in GROUPS if group not in options]
+            raise ConfigError(f"{'.'.join(parts[: depth + 1])}: no such setting; {_nearest(name, options, above)}")
+        there = there[name]
+    if override.is_delete():
+        raise ConfigError(f"{line}: cannot be left out; write {key}=value")
+    if override.is_add():
+        raise ConfigError(f"{line}: {key} is there already; write it without the +")
+
+
+def _nearest(word: str, options: Iterable[str], above: str = "") -> str:
+    listed = list(options)
+    near = difflib.get_close_matches(word, listed, n=1, cutoff=0.6)
+    where = f"{above} has" if above else "there are"
+    hint = f"did you mean {above + '.' if above else ''}{near[0]}? " if near else ""
+    return f"{hint}{where.capitalize() if near and not above else where} {', '.join(listed)}"
+
+
+def _composed(overrides: Sequence[str]) -> Config:
+    try:
+        with _hydra():
+            composed = compose("config", overrides=list(overrides))
+            plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'configuration'}: {_first_line(error)}") from None
+    except (HydraException, ValueError) as error:
+        raise ConfigError(_first_line(error.__cause__ or error)) from None
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    missing = re.search(r"Could not find '([\w-]+)/([^']+)'", str(error))
-    if missing:
-        group, choice = missing.groups()
-        options = ", ".join(groups()[group]) if group in _GROUPS else ""
-        return f"{group}={choice}: no such choice; there are {options}"
-    unknown = re.search(r"Key '([^']+)' is not in struct", str(error)) or re.search(
-        r"Could not override '([^']+)'", str(error)
-    )
-    if unknown:
-        full = re.search(r"full_key: (\S+)", str(error)) or re.search(r"Could not override '([^']+)'", str(error))
-        key = full.group(1) if full else unknown.group(1)
-        return f"{key}: no such setting; `fedrec run --help` shows the groups, `fedrec run --cfg` every setting and its value"
-    group_error = re.search(r"Could not override '([^']+)'.*No match", str(error))
-    if group_error:
-        return f"{group_error.group(1)}: no such group; there are {', '.join(_GROUPS)}"
-    return " ".join(lines[:2]) if lines else text
+    return lines[0] if lines else type(error).__name__
+
+
+def _saved(path: Path, parsed: Sequence[Override]) -> Config:
+    """The configuration in a run's ``config.yaml``, with single settings replaced."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); name the config.yaml of a run directory") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" (line {mark.line + 1})" if mark else ""
+        raise ConfigError(f"{path}: not valid YAML{place}; restore the file, or start from overrides") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: holds no settings; name the config.yaml of a run directory")
+    known: Config = {str(key): value for key, value in document.items()}
+    shipped = _composed([])
+    for key in (*known, *shipped):
+        if key not in shipped:
+            raise ConfigError(f"{path}: {key}: no such setting; {_nearest(key, shipped)}")
+        if key not in known:
+            raise ConfigError(f"{path}: {key} is missing; copy it from another run's config.yaml, or `fedrec run --cfg`")
+    config = OmegaConf.create(known)
+    for override in parsed:
+        if _names_group(override):
+            raise ConfigError(f"{override.input_line}: --config has its groups already; override single settings of them")
+        _check_key(override, known)
+        OmegaConf.update(config, override.key_or_group, override.value())
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return checked({str(key): value for key, value in plain.items()}, known)
+
+
+_WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", list: "a list such as [a,b]"}
+
+
+def _check_types(value: Any, known: Any, key: str) -> None:
+    """ConfigError where a value is of another type than the setting that it replaces (null settings take anything)."""
+    if isinstance(value, Mapping) and isinstance(known, Mapping):
+        for name, inner in value.items():
+            _check_types(inner, known.get(name), f"{key}.{name}")
+        return
+    kind = type(known)
+    if known is None or (type(value) in (int, float) if kind is float else type(value) is kind):
+        return
+    wanted = _WANTED.get(kind, f"settings, {key}.key=value")
+    example = "true" if known is True else "false" if known is False else known
+    raise ConfigError(f"{key}={value!r}: write {wanted}, for example {example}")

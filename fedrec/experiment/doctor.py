@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -61,7 +62,7 @@ def _threads() -> Finding:
 
     cores = os.cpu_count() or 1
     set_by = os.environ.get("OMP_NUM_THREADS")
-    fine = set_by is None or int(set_by) <= cores
+    fine = set_by is None or (set_by.isdigit() and 1 <= int(set_by) <= cores)
     found = f"{cores} cores, torch would use {torch.get_num_threads()} threads, OMP_NUM_THREADS {set_by or 'not set'}"
     return fine, found, f"unset OMP_NUM_THREADS, or set it to at most {cores}; runs pin runner.threads in every worker"
 
@@ -87,15 +88,21 @@ def _shared_memory() -> Finding:
     )
 
 
+def _where() -> int:
+    return os.getpid()
+
+
 def _ray() -> Finding:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
     try:
         ray.init(
-            address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False,
+            address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
             object_store_memory=100 * 2**20,
         )  # fmt: skip
-        answer = ray.get(ray.remote(os.getpid).remote(), timeout=60)
+        answer = ray.get(ray.remote(_where).remote(), timeout=60)
         return answer != os.getpid(), f"a worker process answered (pid {answer})", "see the Ray log named above"
     except Exception as error:  # whatever Ray raises is the finding
         return (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import math
 import os
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import datetime
@@ -31,11 +33,12 @@ from fedrec.experiment.baselines import central_baselines, local_only
 from fedrec.experiment.config import Config
 from fedrec.experiment.estimate import check_memory
 from fedrec.experiment.features import item_features
+from fedrec.experiment.interrupt import interruptible
 from fedrec.experiment.progress import RunProgress
 from fedrec.experiment.resources import ResourceMonitor
 from fedrec.experiment.result import RunResult
 from fedrec.experiment.summary import combine, summarise
-from server.runners import interrupt_flag, run_federation
+from server.runners import run_federation
 from server.settings import EvaluationSettings, FederationSettings, RunnerSettings, from_config
 from server.strategy import Outcome
 
@@ -101,43 +104,60 @@ def _checked_baselines(options: Mapping[str, Any]) -> dict[str, Any]:
     return dict(options)
 
 
-def run_experiment(config: Config, console: Console | None = None, *, run_dir: Path | None = None) -> RunResult:
+def run_experiment(
+    config: Config, console: Console | None = None, *, run_dir: Path | None = None, exit_at_once: bool = False
+) -> RunResult:
     """Run one experiment and write its run directory.
 
     ``config`` is a composed configuration (:func:`fedrec.experiment.config.load_config`). With ``protocol.tie_draws`` above 1 the experiment
     repeats over that many orders of tied timestamps, in sub-directories, and the result is their mean.
+    The first Ctrl-C ends it after the round in progress, with the status ``interrupted``; the second at once, and
+    with ``exit_at_once`` the whole process (:func:`fedrec.experiment.interrupt.interruptible`).
 
     Raises:
         ConfigError, DataError: nothing was written.
-        RunFailed: too few devices succeeded; the run directory holds what there is.
+        RunFailed: it failed before the first round was over; nothing was written.
+        KeyboardInterrupt: Ctrl-C before the first round (nothing was written), or twice.
     """
     console = console or Console(quiet=True)
     plan = Plan(config, say=lambda text: console.print(f"[dim]{text}[/dim]"))
-    folder = run_dir or _fresh_directory(Path(str(config["output_dir"])), plan.name)
+    folder = run_dir or _fresh_directory(Path(str(config["output_dir"])).expanduser(), plan.name)
     console.print(f"[bold]{plan.title}[/bold]  {plan.dataset_line}", highlight=False)
     for caveat in (*plan.protocol.caveats(), *plan.splits[0][1].warnings):
         console.print(f"[yellow]Note:[/yellow] {caveat}", highlight=False)
-    if len(plan.splits) == 1:
-        summary = _run_one(plan, *plan.splits[0], folder, console)
-    else:
-        parts = [_run_one(plan, p, split, folder / f"ties-{p.tie_seed}", console) for p, split in plan.splits]
-        summary = combine(parts, folder)
-        _write_json(folder / "summary.json", summary)
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    with interruptible(console, exit_at_once=exit_at_once) as interrupted:
+        if len(plan.splits) == 1:
+            summary = _run_one(plan, *plan.splits[0], folder, console, interrupted)
+        else:
+            parts = []
+            for variant, split in plan.splits:
+                if not interrupted.is_set():
+                    place = folder / f"ties-{variant.tie_seed}"
+                    parts.append(_run_one(plan, variant, split, place, console, interrupted))
+            summary = combine(parts, folder, len(plan.splits))
+            (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
+            _write_json(folder / "summary.json", summary)
     return RunResult.from_summary(summary, folder)
 
 
-def _run_one(plan: Plan, protocol: Protocol, split: Split, folder: Path, console: Console) -> dict[str, Any]:
-    folder.mkdir(parents=True)
+def _run_one(
+    plan: Plan, protocol: Protocol, split: Split, folder: Path, console: Console, interrupted: threading.Event
+) -> dict[str, Any]:
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise _unwritable(folder, error.strerror) from None
     devices = folder / "devices"
     finished = False
-    interrupted, restore = interrupt_flag()
     try:
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(plan.config))
         log = _open_log(folder / "run.log")
         with ResourceMonitor() as monitor:
             settings = _workspace(plan, protocol, split, devices)
+            log.info("%s, seed %d; %s", plan.title, plan.seed, plan.dataset_line)
             baselines = central_baselines(plan.baselines, split, protocol, plan.seed)
+            if interrupted.is_set():
+                raise KeyboardInterrupt
             outcome = _federate(plan, Workspace.open(devices), folder, console, log, interrupted.is_set)
             finished = bool(outcome.rounds)
             if not finished:
@@ -147,8 +167,11 @@ def _run_one(plan: Plan, protocol: Protocol, split: Split, folder: Path, console
                 baselines["local_only"] = local_only(
                     plan.baselines, plan.algorithm, split, plan.evaluation, devices.with_name("local-only"),
                     {"algorithm": plan.config["algorithm"], "protocol": _protocol_dict(protocol), "settings": settings},
-                    rounds, console,
+                    rounds, console, interrupted.is_set,
                 )  # fmt: skip
+                if interrupted.is_set():
+                    outcome.status, outcome.reason = "interrupted", "interrupted in the local-only baseline; all rounds are done"
+            log.info("%s after %d rounds, best %d", outcome.status, len(outcome.rounds), outcome.best_round)
         summary = summarise(plan, protocol, split, outcome, baselines, monitor, folder)
         _write_json(folder / "summary.json", summary)
         _save_checkpoint(folder / "checkpoint", outcome, summary)
@@ -156,10 +179,9 @@ def _run_one(plan: Plan, protocol: Protocol, split: Split, folder: Path, console
             _save_per_user(folder / "per_user.npz", outcome)
         return summary
     finally:
-        restore()
         _close_log()
         if not finished:
-            shutil.rmtree(folder, ignore_errors=True)  # nothing half-written stays behind
+            _remove(folder, Path(str(plan.config["output_dir"])).expanduser())
 
 
 def _federate(
@@ -215,14 +237,29 @@ def _protocol_dict(protocol: Protocol) -> dict[str, Any]:
 
 def _fresh_directory(root: Path, name: str) -> Path:
     """``root/name/timestamp``, not yet created; two runs in one second get different names."""
-    if not os.access(root if root.exists() else root.absolute().parent, os.W_OK):
-        raise ConfigError(f"output_dir={root}: cannot write there; choose another folder with output_dir=…")
+    there = (root / name).absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise _unwritable(root, f"{there} is not a folder that can be written to")
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     folder, number = root / name / stamp, 1
     while folder.exists():
         number += 1
         folder = root / name / f"{stamp}-{number}"
     return folder
+
+
+def _unwritable(folder: Path, reason: str | None) -> ConfigError:
+    return ConfigError(f"output_dir: {folder} cannot be made ({reason}); choose another folder with output_dir=…")
+
+
+def _remove(folder: Path, root: Path) -> None:
+    """Nothing half-written stays behind: neither the run directory nor the empty folders that were made for it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for parent in (folder.parent, root):
+        with contextlib.suppress(OSError):  # not empty: it holds other runs
+            parent.rmdir()
 
 
 def _jsonable(value: Any) -> Any:

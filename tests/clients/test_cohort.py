@@ -38,7 +38,7 @@ def _of(users: list[int], local: LocalTraining, round_number: int = 1) -> dict[i
 
 
 @given(users=USERS, local=LOCAL)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_rows_are_distinct_ascending_and_examples_are_positives_then_their_negatives(
     users: list[int], local: LocalTraining
 ) -> None:
@@ -58,7 +58,7 @@ def test_rows_are_distinct_ascending_and_examples_are_positives_then_their_negat
 
 
 @given(users=USERS, local=LOCAL, cut=st.integers(0, SPLIT.n_users))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_device_draws_the_same_examples_in_any_grouping(users: list[int], local: LocalTraining, cut: int) -> None:
     whole = _of(users, local)
     parts = [part for part in (users[:cut][::-1], users[cut:]) if part]
@@ -87,7 +87,7 @@ def test_every_positive_is_equally_likely_to_be_kept() -> None:
 
 
 @given(local=LOCAL, max_rows=st.integers(1, 400))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_mini_batches_visit_every_example_once_an_epoch(local: LocalTraining, max_rows: int) -> None:
     drawn = draw_examples(SPLIT, np.arange(SPLIT.n_users), local, 7, 1)
     seen = []

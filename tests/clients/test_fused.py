@@ -125,7 +125,7 @@ def test_a_logit_that_is_not_finite_stays_visible() -> None:
     [
         ({"kind": "topk"}, "cpu", {}, "lossy"),
         ({"precision": "float16"}, "cpu", {}, "lossy"),
-        ({}, "cuda", {}, "federation.device=cuda"),
+        ({}, "cuda", {}, "runner.device=cuda"),
         ({}, "cpu", {"item": torch.zeros(1)}, "its own item"),
     ],
 )
@@ -142,7 +142,9 @@ def test_asking_for_the_kernel_where_it_cannot_run_is_an_error_and_auto_takes_th
     tmp_path: Path,
 ) -> None:
     lossy = {"kind": "topk", "fraction": 0.05}
-    with pytest.raises(ConfigError, match=r"fused=on: the upload codec \(topk, float32\) is lossy.*fused=auto"):
+    with pytest.raises(
+        ConfigError, match=r"runner.fused=on: the upload codec \(topk, float32\) is lossy.*runner.fused=auto"
+    ):
         small.train(small.workspace(tmp_path / "on", small.FEDMF, fused="on", upload=lossy), 1)
     auto, off = (
         small.train(small.workspace(tmp_path / mode, small.FEDMF, fused=mode, upload=lossy), 1)[0]
@@ -152,7 +154,7 @@ def test_asking_for_the_kernel_where_it_cannot_run_is_an_error_and_auto_takes_th
 
 
 def test_an_unknown_mode_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"federation.fused='yes': write auto, on or off"):
+    with pytest.raises(ConfigError, match=r"runner.fused='yes': write auto, on or off"):
         small.train(small.workspace(tmp_path, small.FEDMF, fused="yes"), 1)
 
 

@@ -1,0 +1,54 @@
+"""Ctrl-C: the first ends a run after its round, with its results kept; the second ends everything at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+from rich.console import Console
+
+
+@contextlib.contextmanager
+def interruptible(console: Console, *, exit_at_once: bool = False) -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets, for a run to ask between rounds: so Ray's workers end in order.
+
+    The second Ctrl-C kills all child processes, then raises KeyboardInterrupt, or with ``exit_at_once`` (a command, not a
+    notebook) leaves the process with 130: Flower's server thread would keep it alive for as long as it waits for
+    the workers that are gone. Outside the main thread Python delivers no signals, and the event is never set.
+    """
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def handle(signum: int, frame: Any) -> None:
+        if not event.is_set():
+            event.set()
+            # Not through rich: the handler may interrupt a write that holds its lock.
+            _say(console, "\nfedrec: interrupted; ending with this round. Ctrl-C again ends at once.\n")
+            return
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+        if exit_at_once:
+            _say(console, "\nfedrec: ended at once; metrics.jsonl in the run directory has the rounds so far.\n")
+            os._exit(130)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _say(console: Console, text: str) -> None:
+    if not console.quiet:
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode())
