@@ -110,7 +110,8 @@ def _open(folder: str, stamp: int) -> Workspace:
             np.load(data / f"{name}.items.npy", mmap_mode="r", allow_pickle=False),
         )
 
-    split = Split(document["split"]["name"], document["split"]["n_items"], *(table(name) for name in _TABLES))
+    train, validation, test, exclude = (table(name) for name in _TABLES)
+    split = Split(document["split"]["name"], document["split"]["n_items"], train, validation, test, exclude)
     raw = dict(document["settings"])
     settings = ClientSettings(**{**raw, "upload": Codec(**raw["upload"]), "download": Codec(**raw["download"])})
     features = None

@@ -33,6 +33,7 @@ examples:
   fedrec run experiment=fedease_ml100k
   fedrec run algorithm=fedmf dataset=ml-100k federation.rounds=100 federation.server_optimizer=adam
   fedrec run -m experiment=fedmf_ml100k seed=0,1,2
+  fedrec run --config outputs/fedmf_ml100k/2025-01-31_12-00-00/config.yaml seed=1
   fedrec run dataset=synthetic dataset.users=10000 federation.sampler=fixed federation.fraction=0.1
 """
 
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return error.exit_code
     except KeyboardInterrupt:
-        Console(stderr=True).print("[bold red]fedrec:[/bold red] interrupted", highlight=False)
+        said = "interrupted before there was anything to keep; nothing was written"
+        Console(stderr=True).print(f"[bold red]fedrec:[/bold red] {said}", highlight=False, soft_wrap=True)
         return 130
 
 
@@ -74,6 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=choice or key=value")
     run.add_argument("-m", "--multirun", action="store_true", help="run every combination of the listed values (a=1,2)")
+    run.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="repeat the run whose config.yaml this is; overrides change single settings",
+    )
     run.add_argument("--cfg", action="store_true", help="print the configuration that would run, and stop")
     run.set_defaults(function=_run)
 
@@ -118,44 +126,59 @@ def _version() -> str:
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
     from fedrec.experiment.config import expand_sweep, load_config
-    from fedrec.experiment.console import result_table
 
     combinations = expand_sweep(arguments.overrides) if arguments.multirun else [list(arguments.overrides)]
-    configs = [load_config(overrides) for overrides in combinations]
+    configs = [load_config(overrides, arguments.config) for overrides in combinations]
     if arguments.cfg:
         from omegaconf import OmegaConf
 
         for config in configs:
-            console.print(OmegaConf.to_yaml(config), highlight=False, markup=False)
+            sys.stdout.write(OmegaConf.to_yaml(config) + ("---\n" if len(configs) > 1 else ""))
         return 0
-    from fedrec.experiment.report import write_report
     from fedrec.experiment.run import run_experiment
 
     results: list[RunResult] = []
-    for number, config in enumerate(configs, start=1):
-        if len(configs) > 1:
-            console.rule(f"run {number} of {len(configs)}")
-        result = run_experiment(config, console, exit_at_once=True)
-        write_report([result.run_dir], result.report)
-        results.append(result)
-        if result.status == "interrupted":
-            break
+    try:
+        for number, config in enumerate(configs, start=1):
+            if len(configs) > 1:
+                console.rule(_escape(f"run {number} of {len(configs)}: {' '.join(combinations[number - 1])}"))
+            results.append(run_experiment(config, console, exit_at_once=True))
+            _draw(results[-1])
+            if results[-1].status == "interrupted":
+                break
+    finally:  # what a sweep finished is shown, whatever became of the run after it
+        if results:
+            _show(results, console, Path(str(configs[0]["output_dir"])).expanduser())
+    return _exit_code(results)
+
+
+def _draw(result: RunResult) -> None:
+    """The run's report, and those of the runs that it is the mean of."""
+    from fedrec.experiment.report import write_report
+
+    for part in result.summary.get("parts", ()):
+        write_report([Path(part["run_dir"])], Path(part["run_dir"]) / "report.html")
+    write_report([result.run_dir], result.report)
+
+
+def _show(results: Sequence[RunResult], console: Console, folder: Path) -> None:
+    from fedrec.experiment.console import result_table
+    from fedrec.experiment.report import write_report
+
     console.print(result_table([result.summary for result in results]))
     report = results[0].report
     if len(results) > 1:
         stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-        output = Path(str(configs[0]["output_dir"])) / f"comparison_{stamp}.html"
-        report = write_report([result.run_dir for result in results], output)
+        report = write_report([result.run_dir for result in results], folder / f"comparison_{stamp}.html")
     for result in results:
         if result.status == "early_stopped":
-            console.print(f"Stopped early: {_escape(str(result.summary['reason']))}", highlight=False)
+            console.print(f"Stopped early: {_escape(str(result.summary['reason']))}", highlight=False, soft_wrap=True)
         elif result.status != "finished":
-            console.print(
-                f"[bold red]{result.status}:[/bold red] {_escape(str(result.summary['reason']))}", highlight=False
-            )
-        console.print(f"results  {result.run_dir}", highlight=False, soft_wrap=True)
-    console.print(f"[bold]report[/bold]   {report.absolute()}", highlight=False, soft_wrap=True)
-    return _exit_code(results)
+            reason = _escape(str(result.summary["reason"]))
+            console.print(f"[bold red]{result.status}:[/bold red] {reason}", highlight=False, soft_wrap=True)
+        kept = "partial results" if result.status == "interrupted" else "results"
+        console.print(f"{kept}  {_escape(str(result.run_dir))}", highlight=False, soft_wrap=True)
+    console.print(f"[bold]report[/bold]   {_escape(str(report.absolute()))}", highlight=False, soft_wrap=True)
 
 
 def _exit_code(results: Sequence[RunResult]) -> int:

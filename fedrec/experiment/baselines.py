@@ -59,10 +59,10 @@ def local_only(
 ) -> dict[str, Any]:
     """The same algorithm without a server, for at most ``local_only_rounds`` rounds, its best round by the same selection."""
     if not options["local_only"]:
-        return {"skipped": "local-only was switched off (baselines.local_only=false)."}
+        return {"skipped": "switched off (baselines.local_only=false)"}
     if not isinstance(algorithm, GradientRecommender):
         return {
-            "skipped": f"{algorithm.name} on one device's own history says nothing about items outside it, so there is no local-only ranking."
+            "skipped": f"{algorithm.name} on one device's own history says nothing about items outside it, so there is no local-only ranking"
         }
     rounds, limit = int(options["local_only_rounds"]), int(options["local_only_users"])
     sample = _some_users(split, limit, int(documents["settings"]["seed"]))
@@ -86,9 +86,9 @@ def local_only(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if outcome.status == "interrupted":
-        return {"skipped": "the run was interrupted."}
+        return {"skipped": "the run was interrupted"}
     if outcome.best_evaluation is None:
-        return {"skipped": f"local-only could not be evaluated ({outcome.reason})."}
+        return {"skipped": f"it could not be evaluated ({outcome.reason})"}
     return {
         **parts(outcome.best_evaluation),
         "rounds": rounds,

@@ -141,7 +141,9 @@ def _check_choice(override: Override, choices: Mapping[str, list[str]]) -> None:
     """ConfigError for a group that is left out, or a choice that it does not have."""
     group = override.key_or_group
     if group.startswith("hydra") and group.removeprefix("hydra")[:1] in ("", ".", "/"):
-        raise ConfigError(f"{override.input_line}: Hydra's own settings do nothing here; output_dir=… is where results go")
+        raise ConfigError(
+            f"{override.input_line}: Hydra's own settings do nothing here; output_dir=… is where results go"
+        )
     if not _names_group(override):
         return
     if override.package is not None:
@@ -222,11 +224,15 @@ def _saved(path: Path, parsed: Sequence[Override]) -> Config:
         if key not in shipped:
             raise ConfigError(f"{path}: {key}: no such setting; {_nearest(key, shipped)}")
         if key not in known:
-            raise ConfigError(f"{path}: {key} is missing; copy it from another run's config.yaml, or `fedrec run --cfg`")
+            raise ConfigError(
+                f"{path}: {key} is missing; copy it from another run's config.yaml, or `fedrec run --cfg`"
+            )
     config = OmegaConf.create(known)
     for override in parsed:
         if _names_group(override):
-            raise ConfigError(f"{override.input_line}: --config has its groups already; override single settings of them")
+            raise ConfigError(
+                f"{override.input_line}: --config has its groups already; override single settings of them"
+            )
         _check_key(override, known)
         OmegaConf.update(config, override.key_or_group, override.value())
     plain = OmegaConf.to_container(config, resolve=True)

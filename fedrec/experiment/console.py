@@ -199,7 +199,20 @@ def run_row(summary: Mapping[str, Any], label: str | None = None) -> ResultRow:
     said = format_count(rounds) + ("" if best is None else f" ({format_count(best)})")
     wall = number(part(summary, "timing").get("wall_s"))
     upload = total_bytes(summary, "upload")
-    return _row(summary, name, part(summary, "test"), False, rounds=said, upload=upload, wall_s=wall)
+    note = _spread_note(summary, name)
+    return _row(summary, name, part(summary, "test"), False, rounds=said, upload=upload, wall_s=wall, note=note)
+
+
+def _spread_note(summary: Mapping[str, Any], label: str) -> str:
+    """The standard deviations over the orders of tied timestamps, where the run was repeated over several."""
+    primary, spread, parts = primary_ranking(summary), part(summary, "spread"), summary.get("parts")
+    if not spread or not isinstance(parts, Sequence):
+        return ""
+    names = {"HR@10": "hr@10", "NDCG@10": "ndcg@10", "Recall@20": "recall@20"}
+    found = {shown: metric(spread, name, "full", primary) for shown, name in names.items()}
+    found["sampled HR@10"] = metric(spread, "hr@10", "sampled", primary)
+    said = ", ".join(f"{shown} ± {value:.4f}" for shown, value in found.items() if value is not None)
+    return f"{label}: mean of {len(parts)} orders of tied timestamps; standard deviations {said}."
 
 
 def baseline_rows(summary: Mapping[str, Any]) -> list[ResultRow]:
@@ -220,7 +233,7 @@ def baseline_rows(summary: Mapping[str, Any]) -> list[ResultRow]:
                 baseline_metrics(entry),
                 True,
                 rounds=format_count(rounds),
-                note=f"{label} was skipped: {skipped}" if skipped else "",
+                note=f"{label} was skipped: {str(skipped).rstrip(chr(46))}." if skipped else "",
             )
         )
     return rows

@@ -37,7 +37,10 @@ def interruptible(console: Console, *, exit_at_once: bool = False) -> Iterator[t
             with contextlib.suppress(psutil.Error):
                 child.kill()
         if exit_at_once:
-            _say(console, "\nfedrec: ended at once; metrics.jsonl in the run directory has the rounds so far.\n")
+            cursor = "\x1b[?25h" if os.isatty(1) else ""  # a live display has hidden it
+            _say(
+                console, f"{cursor}\nfedrec: ended at once; metrics.jsonl in the run directory has the rounds so far.\n"
+            )
             os._exit(130)
         raise KeyboardInterrupt
 

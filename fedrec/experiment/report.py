@@ -48,10 +48,12 @@ def read_run(path: Path) -> RunRecord:
     if not source.is_file():
         raise ConfigError(
             f"{path} has no summary.json: it is not a run directory, or its run has not ended yet; "
-            "give the directory of a run that has ended, or resume this one first"
+            "give the directory of a run that has ended"
         )
     summary = _parse(_text(source), source)
     rounds, notes = _read_rounds(path / "metrics.jsonl")
+    if summary.get("parts") and not rounds:
+        notes = ["This is a mean over orders of tied timestamps; the curves are in the reports of its parts."]
     config = path / "config.yaml"
     return RunRecord(path, summary, rounds, _text(config) if config.is_file() else "", tuple(notes))
 

@@ -122,7 +122,7 @@ def result_table(record: RunRecord) -> str:
     if not groups:
         return ""
     said = [
-        f"{BASELINES.get(key, key)} was skipped: {entry['skipped']}."
+        f"{BASELINES.get(key, key)} was skipped: {str(entry['skipped']).rstrip('.')}."
         for key, entry in baselines.items()
         if part(entry).get("skipped")
     ]
@@ -158,7 +158,7 @@ def curves(record: RunRecord, salt: str) -> str:
     if loss[0]:
         alt = f"Training loss over rounds, {format_loss(loss[1][0])} at first, {format_loss(loss[1][-1])} at last"
         drawn.append(figure("Training loss", plots.curves(f"{salt}-loss", alt, [plots.Series("", *loss)], best=best)))
-    drawn += _over_rounds(record, salt, "update_norm", "L2 norm of the aggregated update", 1.0)
+    drawn += _over_rounds(record, salt, "update_norm", "L2 norm of a device's update (root mean square)", 1.0)
     for name in ("ndcg@10", "hr@10"):
         series = [
             plots.Series(fold, *points(record, fold, name), style=style, dashed=fold == "test", mark=best)

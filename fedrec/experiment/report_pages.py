@@ -47,6 +47,7 @@ def run_body(record: RunRecord, salt: str) -> str:
             "<h3>Result</h3>",
             report_charts.result_bars([record], salt) or '<p class="note">No test metrics were recorded.</p>',
             report_charts.result_table(record),
+            report_sections.tie_orders(record),
             report_charts.curves(record, salt),
             report_charts.per_user(record, salt),
             report_charts.traffic(record, salt),

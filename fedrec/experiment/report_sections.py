@@ -244,6 +244,22 @@ def unlearning(record: RunRecord) -> str:
     return f"<h3>Unlearning</h3>{tree(said)}" if said else ""
 
 
+def tie_orders(record: RunRecord) -> str:
+    """The single runs behind a mean over orders of tied timestamps, and how far they spread."""
+    parts = record.summary.get("parts")
+    if not isinstance(parts, list) or not parts:
+        return ""
+    spread = part(record.summary, "spread")
+    said = [
+        f"{pretty(name)} {value:.4f}"
+        for name in ("hr@10", "ndcg@10")
+        if (value := number(spread.get(name))) is not None
+    ]
+    sentence = f"The numbers above are means of {len(parts)} runs that differ in the order of tied timestamps."
+    sentence += f" Sample standard deviations of the test metrics: {', '.join(said)}." if said else ""
+    return f"<h3>Orders of tied timestamps</h3><p>{esc(sentence)}</p>{tree(parts)}"
+
+
 def configuration(record: RunRecord) -> str:
     if not record.config.strip():
         return ""

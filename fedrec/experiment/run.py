@@ -170,7 +170,10 @@ def _run_one(
                     rounds, console, interrupted.is_set,
                 )  # fmt: skip
                 if interrupted.is_set():
-                    outcome.status, outcome.reason = "interrupted", "interrupted in the local-only baseline; all rounds are done"
+                    outcome.status, outcome.reason = (
+                        "interrupted",
+                        "interrupted in the local-only baseline; all rounds are done",
+                    )
             log.info("%s after %d rounds, best %d", outcome.status, len(outcome.rounds), outcome.best_round)
         summary = summarise(plan, protocol, split, outcome, baselines, monitor, folder)
         _write_json(folder / "summary.json", summary)

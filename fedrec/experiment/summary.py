@@ -104,39 +104,69 @@ def _traffic(lines: Sequence[Mapping[str, Any]], plan: Plan) -> dict[str, float]
     def mean(key: str) -> float:
         return sum(line[key] * line["users"] for line in lines) / devices if devices else 0.0
 
+    def whole(key: str) -> float:
+        # Over all users of the data set, so that a user who was sampled in half of the rounds counts half.
+        return sum(line[key] * line["users"] for line in lines) / max(plan.data.n_users, 1)
+
     dense = 4 * sum(math.prod(spec.shape) for spec in plan.algorithm.shared.values())
     return {
         "upload_bytes_per_user_round": mean("upload_bytes_per_user"),
         "download_bytes_per_user_round": mean("download_bytes_per_user"),
+        "upload_bytes_per_user_total": whole("upload_bytes_per_user"),
+        "download_bytes_per_user_total": whole("download_bytes_per_user"),
         "dense_bytes": float(dense),
     }
 
 
-def combine(summaries: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
-    """The mean over runs that differ in the order of tied timestamps; ``spread`` holds the standard deviations."""
+_WORST = ("failed", "diverged", "interrupted")
+
+
+def combine(summaries: Sequence[Mapping[str, Any]], folder: Path, planned: int) -> dict[str, Any]:
+    """The mean over runs that differ in the order of tied timestamps; ``planned`` is how many there should have been.
+
+    Metrics, histograms, traffic and seconds a round are means; the other times are sums and memory is the largest.
+    ``spread`` holds the sample standard deviations of the test metrics, ``parts`` the single runs. The status is the worst one.
+    """
     first = dict(summaries[0])
     for part in ("validation", "test"):
         first[part] = _mean([s[part] for s in summaries])
-    first["spread"] = {
-        name: float(np.std([s["test"][name] for s in summaries], ddof=1))
-        for name in first["test"]
-        if len(summaries) > 1
+    if len(summaries) > 1:
+        first["spread"] = {name: float(np.std([s["test"][name] for s in summaries], ddof=1)) for name in first["test"]}
+    first["baselines"] = {
+        name: _mean_baseline([s["baselines"].get(name) for s in summaries]) for name in first["baselines"]
     }
-    for name, entry in first["baselines"].items():
-        if "test" in entry:
-            entries = [s["baselines"][name] for s in summaries if "test" in s["baselines"].get(name, {})]
-            means = {part: _mean([e[part] for e in entries]) for part in ("validation", "test")}
-            first["baselines"] = {**first["baselines"], name: {**entry, **means}}
     first["protocol"] = {**first["protocol"], "tie_seeds": [s["protocol"]["tie_seed"] for s in summaries]}
     first["histogram"] = {
-        key: [sum(column) for column in zip(*(s["histogram"][key] for s in summaries), strict=True)]
+        key: np.mean([s["histogram"][key] for s in summaries if key in s["histogram"]], axis=0).tolist()
         for key in first["histogram"]
     }
+    first["traffic"] = _mean([s["traffic"] for s in summaries])
     first["timing"] = {key: float(sum(s["timing"][key] for s in summaries)) for key in first["timing"]}
-    first["runs"] = [s["run_dir"] for s in summaries]
+    first["timing"]["seconds_per_round"] = float(np.mean([s["timing"]["seconds_per_round"] for s in summaries]))
+    first["memory"] = {"peak_rss_mb": max(s["memory"]["peak_rss_mb"] for s in summaries)}
+    first["warnings"] = list(dict.fromkeys(text for s in summaries for text in s["warnings"]))
+    ended = [s for status in _WORST for s in summaries if s["status"] == status]
+    first["status"], first["reason"] = (ended[0]["status"], ended[0]["reason"]) if ended else ("finished", None)
+    if len(summaries) < planned:
+        first["reason"] = f"{first['reason']}; {len(summaries)} of {planned} orders of tied timestamps were run"
+    first["parts"] = [
+        {
+            "tie_seed": s["protocol"]["tie_seed"], "status": s["status"], "best_round": s["best_round"],
+            **{name: s["test"][name] for name in ("hr@10", "ndcg@10") if name in s["test"]}, "run_dir": s["run_dir"],
+        }
+        for s in summaries
+    ]  # fmt: skip
     first["run_dir"] = str(folder)
     return first
 
 
+def _mean_baseline(entries: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
+    told = [entry for entry in entries if entry and "test" in entry]
+    if not told:
+        return dict(entries[0] or {})
+    return {**told[0], **{part: _mean([entry[part] for entry in told]) for part in ("validation", "test")}}
+
+
 def _mean(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0] if all(name in m for m in metrics)}
+    names = metrics[0] if metrics else {}
+    return {name: float(np.mean([m[name] for m in metrics])) for name in names if all(name in m for m in metrics)}

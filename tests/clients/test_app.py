@@ -56,7 +56,9 @@ def test_a_device_of_fedease_sends_one_triangle(workspace: WorkspaceFactory, few
     assert outcome.rounds[0]["upload_bytes_per_user"] == triangle
 
 
-@pytest.mark.parametrize("download", [{"kind": "dense"}, {"kind": "nonzero"}, {"kind": "dense", "precision": "float16"}])
+@pytest.mark.parametrize(
+    "download", [{"kind": "dense"}, {"kind": "nonzero"}, {"kind": "dense", "precision": "float16"}]
+)
 def test_a_device_downloads_as_many_bytes_as_are_counted(
     workspace: WorkspaceFactory, few_users: Split, download: dict[str, Any]
 ) -> None:

@@ -88,9 +88,7 @@ def test_topk_does_not_depend_on_the_padding_of_a_chunk(update: Update) -> None:
     assert torch.equal(codec.lossy(own, n_rows), codec.lossy(padded, n_rows)[:, : rows.size])
 
 
-@given(
-    updates(), st.sampled_from(["dense", "touched", "nonzero", "topk"]), st.sampled_from(["float32", "float16"])
-)
+@given(updates(), st.sampled_from(["dense", "touched", "nonzero", "topk"]), st.sampled_from(["float32", "float16"]))
 def test_counted_bytes_are_the_arrays_bytes(update: Update, kind: Any, precision: Any) -> None:
     rows, values, n_rows = update
     codec = Codec(kind, precision, fraction=0.3)

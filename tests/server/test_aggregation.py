@@ -30,7 +30,7 @@ def test_a_hand_made_mean(workspace: WorkspaceFactory) -> None:
 def test_contributors_are_the_devices_that_touched_an_item(workspace: WorkspaceFactory, few_users: Split) -> None:
     """From the arrays that 16 single devices sent, item by item."""
     grid = FaultyGrid(16)
-    algorithm = {**FEDMF, "item_weight_decay": 0.0}
+    algorithm = {**FEDMF, "item_weight_decay": 0.0, "negatives": 1, "max_positives": 2}
     space = workspace(algorithm, 16, few_users, aggregation_counts=True)
     outcome = federate_over(grid, space, 1, mean="contributors")
     collected: list[list[np.ndarray]] = [[] for _ in range(few_users.n_items)]

@@ -50,9 +50,7 @@ def test_another_seed_gives_another_result(workspace: WorkspaceFactory) -> None:
 def test_sampled_rounds_are_the_same_in_any_layout(
     workspace: WorkspaceFactory, few_users: Split, sampler: Sampler
 ) -> None:
-    outcomes = [
-        federate(workspace(FEDMF, nodes, few_users), 5, sampler=sampler, fraction=0.3) for nodes in (1, 4, 16)
-    ]
+    outcomes = [federate(workspace(FEDMF, nodes, few_users), 5, sampler=sampler, fraction=0.3) for nodes in (1, 4, 16)]
     assert len({tuple(line["users"] for line in outcome.rounds) for outcome in outcomes}) == 1
     assert 0 < sum(line["users"] for line in outcomes[0].rounds) < 5 * 12
     assert all(largest_difference(outcomes[0], other) < 1e-4 for other in outcomes[1:])
@@ -81,9 +79,7 @@ def test_lossy_codecs_lose_the_same_in_cohorts_and_on_single_devices(
 
 
 def test_mean_over_contributors_does_not_depend_on_the_layout(workspace: WorkspaceFactory) -> None:
-    one, five = (
-        federate(workspace(FEDMF, nodes, aggregation_counts=True), 2, mean="contributors") for nodes in (1, 5)
-    )
+    one, five = (federate(workspace(FEDMF, nodes, aggregation_counts=True), 2, mean="contributors") for nodes in (1, 5))
     assert largest_difference(one, five) < 1e-4
 
 

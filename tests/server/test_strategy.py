@@ -17,7 +17,14 @@ from tests.server.federations import FEDEASE, FEDMF, FaultyGrid, federate, feder
 from tests.server.test_guards import without_training
 
 STILL = {**FEDMF, "item_learning_rate": 0.0, "user_learning_rate": 0.0, "item_weight_decay": 0.0}
-PAPER = {"name": "paper", "negatives_exclude": "all", "ranking": "sampled", "sampled_negatives": 20, "select_on": "test", "select_metric": "hr@10"}
+PAPER = {
+    "name": "paper",
+    "negatives_exclude": "all",
+    "ranking": "sampled",
+    "sampled_negatives": 20,
+    "select_on": "test",
+    "select_metric": "hr@10",
+}
 
 
 def _values(outcome: Any, part: str, metric: str) -> list[float]:
@@ -162,7 +169,9 @@ def test_an_empty_poisson_round_leaves_the_view_unchanged(
             assert outcome.rounds[k]["loss"] is None
             assert outcome.rounds[k]["sparsity"] == outcome.rounds[k - 1]["sparsity"]
     empty = sizes.index(0)
-    shorter, longer = (federate(workspace(FEDMF, 2, few_users, seed=seed), n, **options) for n in (max(empty, 1), empty + 1))
+    shorter, longer = (
+        federate(workspace(FEDMF, 2, few_users, seed=seed), n, **options) for n in (max(empty, 1), empty + 1)
+    )
     if empty:
         assert view_bytes(shorter) == view_bytes(longer)
     else:

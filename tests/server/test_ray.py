@@ -1,0 +1,115 @@
+"""The same federations as real Ray actors under Flower's simulation engine. Ray is started three times in all."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from clients.app import app as client_app
+from clients.workspace import Workspace
+from fedrec.data.split import Split
+from server.app import make_app
+from server.runners import backend_config
+from server.settings import EvaluationSettings, FederationSettings, RunnerSettings
+from server.strategy import FedRecStrategy, Outcome
+from tests.conftest import WorkspaceFactory
+from tests.server.federations import FEDEASE, FEDMF, FEDRAP, federate, largest_difference, metrics, view_bytes
+from tests.server.test_guards import fedmf, lonely, node_of
+
+WORKERS = min(2, os.cpu_count() or 1)
+RAY = RunnerSettings(name="ray", workers=WORKERS)
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Flower lengthens PYTHONPATH at every start; what it changes must not reach other tests."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    yield
+
+
+def together(strategies: list[FedRecStrategy]) -> list[Outcome]:
+    """Several federations one after the other on one Ray: the back end's start-up costs more than they do."""
+    from flwr.simulation import run_simulation
+
+    everything = ServerApp()
+
+    @everything.main()
+    def main(grid: Grid, context: Context) -> None:
+        for strategy in strategies:
+            make_app(strategy, WORKERS)(grid, context)
+
+    nodes = {strategy.workspace.settings.n_nodes for strategy in strategies}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run_simulation(everything, client_app, nodes.pop(), "ray", backend_config(WORKERS, RAY))
+    return [strategy.outcome for strategy in strategies]
+
+
+def strategy(space: Workspace, rounds: int = 3, **federation: Any) -> FedRecStrategy:
+    return FedRecStrategy(space, FederationSettings(rounds=rounds, **federation), EvaluationSettings())
+
+
+def test_ray_with_two_nodes_gives_the_inline_result(workspace: WorkspaceFactory) -> None:
+    inline = federate(workspace(FEDMF, 2))
+    ray = federate(workspace(FEDMF, 2), runner=RAY)
+    assert (ray.status, ray.reason) == ("finished", None)
+    assert view_bytes(ray) == view_bytes(inline)
+    assert metrics(ray) == metrics(inline)
+    assert largest_difference(ray, federate(workspace(FEDMF, 1))) < 1e-4
+
+
+def test_one_device_per_node_on_ray_gives_the_cohorts_result(workspace: WorkspaceFactory, few_users: Split) -> None:
+    devices = federate(workspace(FEDRAP, 16, few_users), 2, runner=RAY, users_per_node=1)
+    cohort = federate(workspace(FEDRAP, 1, few_users), 2)
+    assert devices.status == "finished"
+    assert largest_difference(devices, cohort) < 1e-4
+    for a, b in zip(devices.rounds, cohort.rounds, strict=True):
+        assert a["upload_bytes_per_user"] == b["upload_bytes_per_user"]
+
+
+def test_five_nodes_on_ray_with_workers_that_die_fail_and_fall_silent(
+    workspace: WorkspaceFactory, synthetic_split: Split, tmp_path: Path
+) -> None:
+    """FedMF twice, FedRAP and FedEASE are as they are inline; a killed worker changes nothing; bad nodes are named."""
+    marker = tmp_path / "killed"
+    node = node_of(workspace(FEDMF, 5), lonely(synthetic_split)[1])
+    killing = fedmf(synthetic_split, "kill_once", marker=str(marker), bad_round=2)
+    spaces = {
+        "fedmf": workspace(FEDMF, 5),
+        "again": workspace(FEDMF, 5),
+        "fedrap": workspace(FEDRAP, 5),
+        "fedease": workspace(FEDEASE, 5),
+        "killed": workspace(killing, 5),
+        "raising": workspace(fedmf(synthetic_split, "raise"), 5),
+        "silent": workspace(fedmf(synthetic_split, "sleep"), 5),
+    }
+    strategies = [strategy(space, 3) for name, space in spaces.items() if name not in ("raising", "silent")]
+    strategies += [strategy(spaces["raising"], 1), strategy(spaces["silent"], 1, reply_timeout=2.0)]
+    ray = dict(zip(spaces, together(strategies), strict=True))
+
+    for name, algorithm in {"fedmf": FEDMF, "again": FEDMF, "fedrap": FEDRAP, "fedease": FEDEASE}.items():
+        inline = federate(workspace(algorithm, 5))
+        assert (ray[name].status, ray[name].reason) == ("finished", None)
+        assert view_bytes(ray[name]) == view_bytes(inline)
+        assert metrics(ray[name]) == metrics(inline)
+
+    assert marker.exists()
+    # The marker exists now, so inline nobody is killed.
+    untroubled = federate(workspace(killing, 5))
+    assert ray["killed"].status == "finished"
+    assert view_bytes(ray["killed"]) == view_bytes(untroubled)
+    assert metrics(ray["killed"]) == metrics(untroubled)
+    assert all("failures" not in line for line in ray["killed"].rounds)
+
+    failures = ray["raising"].rounds[0]["failures"]
+    assert len(failures) == 1
+    assert failures[0].startswith(f"node {node}: error 2: ")
+    assert "this device is out of memory" in failures[0]
+    assert f"node {node}: no answer within federation.reply_timeout=2 s" in ray["silent"].rounds[0]["failures"]
