@@ -1,7 +1,7 @@
 """The command line: ``fedrec run | report | data | doctor``.
 
-Exit codes: 0 done; 1 a check failed (training diverged, too few devices); 2 unusable configuration or input, in one line; 130
-interrupted, with what was finished kept.
+Exit codes: 0 done; 1 a check failed (training diverged, too few devices); 2 unusable configuration or input, in one
+line; 130 interrupted, with what was finished kept.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Replies in, one guarded sum out. A reply that is not a set of finite numbers of the right shape is refused by name."""
+"""Replies in, one guarded sum out. A reply that is not finite numbers of the right shape is refused by name."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ class _Reply:
 def add_replies(algorithm: Recommender, replies: Sequence[Message], nodes: Mapping[int, int]) -> RoundSum:
     """Sum the replies in node order (floating-point sums must not depend on who answered first).
 
-    ``nodes`` maps Flower node ids to node numbers. Bad replies and errors are named in ``failures``, and left out as a whole.
+    ``nodes`` maps Flower node ids to node numbers. Bad replies and errors are named in ``failures``, and left out as a
+    whole.
     """
     specs = algorithm.statistics if isinstance(algorithm, StatisticsRecommender) else algorithm.shared
     total = RoundSum({name: torch.zeros(spec.shape) for name, spec in specs.items()})

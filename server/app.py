@@ -1,7 +1,8 @@
 """The Flower ServerApp.
 
-The runners build one around a prepared strategy (:func:`make_app`). ``app``, which ``[tool.flwr.app]`` names, reads everything from the
-workspace that the Flower run configuration points at: ``flwr run . --run-config 'workspace="/path/to/RUN_DIR/devices"'``.
+The runners build one around a prepared strategy (:func:`make_app`). ``app``, which ``[tool.flwr.app]`` names, reads
+everything from the workspace that the Flower run configuration points at:
+``flwr run . --run-config 'workspace="/path/to/RUN_DIR/devices"'``.
 """
 
 from __future__ import annotations
@@ -56,4 +57,5 @@ def main(grid: Grid, context: Context) -> None:
 
         outcome = FedRecStrategy(workspace, federation, evaluation, write).run(grid, int(document["workers"]))
     if outcome.status in ("failed", "diverged"):
-        raise RunFailed(outcome.reason or outcome.status)  # Flower records a run as failed only when its ServerApp raises
+        # Flower records a run as failed only when its ServerApp raises.
+        raise RunFailed(outcome.reason or outcome.status)

@@ -1,7 +1,7 @@
 """A Flower Grid in this process: the same ServerApp and ClientApp, no Ray, no threads, no polling.
 
-Thirty lines stand for the transport. Messages are really Flower messages, and an error in a handler becomes an error reply as it
-does elsewhere. ``TaskIdentity`` and ``Run`` are not public in flwr 1.41, which is why flwr is pinned.
+Thirty lines stand for the transport. Messages are really Flower messages, and an error in a handler becomes an error
+reply as it does elsewhere. ``TaskIdentity`` and ``Run`` are not public in flwr 1.41, which is why flwr is pinned.
 """
 
 from __future__ import annotations

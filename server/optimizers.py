@@ -1,6 +1,7 @@
-"""Server optimisers: the mean update of a round is a pseudo-gradient (Reddi et al., "Adaptive Federated Optimization", ICLR 2021).
+"""Server optimisers: the mean update of a round is a pseudo-gradient.
 
-Pure functions on tensors: ``step(kind, …, x, delta, state) -> (x, state)``, Δ pointing *downhill*.
+Reddi et al., "Adaptive Federated Optimization", ICLR 2021. Pure functions on tensors:
+``step(kind, …, x, delta, state) -> (x, state)``, Δ pointing *downhill*.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ State = dict[str, Tensor]
 class ServerOptimizer:
     """Algorithm 2 of Reddi et al.: η ``learning_rate``, β₁, β₂, τ.
 
-    ``bias_correction`` divides the moments by 1 − βᵗ as Adam does (Kingma & Ba 2015); the paper's FedAdam does not, and starts v at τ².
+    ``bias_correction`` divides the moments by 1 − βᵗ as Adam does (Kingma & Ba 2015); the paper's FedAdam does not, and
+    starts v at τ².
     """
 
     kind: Kind = "average"
@@ -41,7 +43,8 @@ class ServerOptimizer:
             if not 0.0 <= value < 1.0:
                 raise ConfigError(f"federation.server_{name}={value}: write a number of at least 0 and below 1")
         if not 0.0 < self.tau < math.inf:
-            raise ConfigError(f"federation.server_tau={self.tau}: write a positive number (a row nobody touched divides by it)")
+            # A row that nobody touched divides by it.
+            raise ConfigError(f"federation.server_tau={self.tau}: write a positive number")
 
     def step(self, x: Tensor, delta: Tensor, state: State) -> tuple[Tensor, State]:
         """The new tensor and the new state (empty before the first step)."""

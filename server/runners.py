@@ -1,7 +1,7 @@
 """Where the two Flower apps run: in this process, or as Ray actors under Flower's simulation engine.
 
-This is the only module that touches ``run_simulation``. Flower deprecates it in favour of ``flwr run``, but it is the one
-public way to give Ray its arguments (docs/runners.md); keep it thin.
+This is the only module that touches ``run_simulation``. Flower deprecates it in favour of ``flwr run``, but it is the
+one public way to give Ray its arguments (docs/runners.md); keep it thin.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from clients.workspace import Workspace
@@ -29,8 +29,8 @@ def run_federation(
 ) -> Outcome:
     """All rounds of a federation on the configured runner.
 
-    ``stop`` is asked between rounds; when it says so the outcome's status is ``interrupted``. When too few devices answer it
-    is ``failed``, with the reason.
+    ``stop`` is asked between rounds; when it says so the outcome's status is ``interrupted``. When too few devices
+    answer it is ``failed``, with the reason.
     """
     strategy = FedRecStrategy(workspace, federation, evaluation, listener, stop)
     n_nodes = workspace.settings.n_nodes
@@ -52,7 +52,7 @@ def _inline(strategy: FedRecStrategy, n_nodes: int) -> None:
 
 
 def backend_config(workers: int, runner: RunnerSettings) -> dict[str, Any]:
-    """What Flower's Ray back end is given. Ray retries a killed worker's task; devices make that safe (clients.store)."""
+    """What Flower's Ray back end is given. Ray retries a killed worker's task; ``clients.store`` makes that safe."""
     return {
         # An explicit local address: a Ray that happens to run on this host must not be joined by accident.
         "init_args": {
@@ -92,6 +92,7 @@ def _ray(strategy: FedRecStrategy, n_nodes: int, workers: int, runner: RunnerSet
     from server.app import make_app
 
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
+    _ray_messages_to_log()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run_simulation(
@@ -101,6 +102,22 @@ def _ray(strategy: FedRecStrategy, n_nodes: int, workers: int, runner: RunnerSet
             backend_name="ray",
             backend_config=backend_config(workers, runner),
         )
+
+
+def _ray_messages_to_log() -> None:
+    """What the raylet says (a worker died, a retry) goes to the run's log instead of standard output.
+
+    Ray prints it whatever ``log_to_driver`` says, and would print an alarming line at every orderly end, when Flower's
+    workers exit although their tasks may be retried. There is no public switch for it.
+    """
+    import ray._private.worker as worker
+
+    def to_log(data: Mapping[str, Any], ignore_prefix: bool = False) -> None:
+        for line in data.get("lines", []):
+            logging.getLogger("fedrec.run").info("ray: %s", line)
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = to_log
 
 
 def interrupt_flag() -> tuple[threading.Event, Callable[[], None]]:

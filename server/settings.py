@@ -69,14 +69,14 @@ class FederationSettings:
             raise ConfigError("federation.nodes and federation.users_per_node exclude each other: set one of them to 0")
         if self.users_per_node not in (0, 1):
             raise ConfigError(
-                f"federation.users_per_node={self.users_per_node}: write 1 (one device per node) or 0 (nodes host cohorts; "
-                "set their number with federation.nodes)"
+                f"federation.users_per_node={self.users_per_node}: write 1 (one device per node) or 0 (nodes host "
+                "cohorts; set their number with federation.nodes)"
             )
         for name in ("divergence_factor", "node_timeout", "reply_timeout"):
             if not getattr(self, name) > 0.0:
                 raise ConfigError(f"federation.{name}={getattr(self, name)}: write a positive number")
         if not 0.0 < self.top_fraction <= 1.0:
-            raise ConfigError(f"federation.top_fraction={self.top_fraction}: write a share of the view's entries in (0, 1]")
+            raise ConfigError(f"federation.top_fraction={self.top_fraction}: write a share of the entries in (0, 1]")
         for name, allowed in _CODECS.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"federation.{name}={getattr(self, name)}: write {' or '.join(allowed)}")
@@ -85,7 +85,8 @@ class FederationSettings:
     def optimizer(self) -> ServerOptimizer:
         return ServerOptimizer(
             self.server_optimizer,  # type: ignore[arg-type]  # checked by the optimiser itself
-            self.server_learning_rate, self.server_beta1, self.server_beta2, self.server_tau, self.server_bias_correction,
+            self.server_learning_rate, self.server_beta1, self.server_beta2, self.server_tau,
+            self.server_bias_correction,
         )  # fmt: skip
 
     def node_count(self, n_users: int, workers: int) -> int:
@@ -99,8 +100,8 @@ class EvaluationSettings:
     """Keys of ``evaluation``: every how many rounds, on how many users (0 is all of them), and what leaves a node.
 
     ``private_state="before_round"`` scores the new item view with the private state that devices had *before* the
-    round's training. That is how the published FedRAP curve comes out (docs/the-leak.md); ``after_round`` is the default and the
-    method as described.
+    round's training. That is how the published FedRAP curve comes out (docs/the-leak.md); ``after_round`` is the
+    default and the method as described.
     """
 
     every: int = 1
@@ -121,7 +122,8 @@ class EvaluationSettings:
 class RunnerSettings:
     """Keys of ``configs/runner``: where the nodes run.
 
-    ``workers`` 0 takes every core. ``threads`` are torch threads in each worker; workers × threads must not exceed the cores.
+    ``workers`` 0 takes every core. ``threads`` are torch threads in each worker; workers × threads must not exceed the
+    cores.
     """
 
     name: Literal["ray", "inline"] = "ray"
@@ -143,8 +145,8 @@ class RunnerSettings:
         cores = os.cpu_count() or 1
         if self.worker_count * self.threads > cores:
             raise ConfigError(
-                f"runner.workers={self.worker_count} × runner.threads={self.threads} is more than the {cores} cores of this "
-                f"machine; write at most {max(1, cores // self.threads)} workers"
+                f"runner.workers={self.worker_count} × runner.threads={self.threads} is more than the {cores} cores of "
+                f"this machine; write at most {max(1, cores // self.threads)} workers"
             )
 
     @property

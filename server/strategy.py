@@ -1,7 +1,7 @@
 """The Flower Strategy: sample users, send the item view, sum what comes back, choose the round to report.
 
-One message a node and round: a node first evaluates the view of the *previous* round, then trains on it, which halves the
-transport. So the metrics of round r arrive with the training of round r + 1, or with a last evaluation message.
+One message a node and round: a node first evaluates the view of the *previous* round, then trains on it, which halves
+the transport. So the metrics of round r arrive with the training of round r + 1, or with a last evaluation message.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Outcome:
 
 
 class FedRecStrategy(Strategy):
-    """Runs any :class:`Recommender` over the nodes of a Grid. ``listener`` gets every round's line once it is complete."""
+    """Runs any :class:`Recommender` over the nodes of a Grid. ``listener`` gets each round's complete line."""
 
     def __init__(
         self,
@@ -86,7 +86,11 @@ class FedRecStrategy(Strategy):
     # -- who ------------------------------------------------------------------------------------------------------
 
     def wait_for_nodes(self, grid: Grid) -> None:
-        """Wait until every node is registered and has said which users it hosts (a ServerApp starts before its nodes)."""
+        """Wait until every node is registered and has said who it is (a ServerApp starts before its nodes).
+
+        Raises:
+            RunFailed: not all did within ``federation.node_timeout``.
+        """
         expected = self.workspace.settings.n_nodes
         deadline = time.monotonic() + self.federation.node_timeout
         ids: list[int] = []
@@ -107,9 +111,10 @@ class FedRecStrategy(Strategy):
             self._nodes[reply.metadata.src_node_id] = int(str(reply.content.config_records["hello"]["node"]))
         if sorted(self._nodes.values()) != list(range(expected)):
             missing = sorted(set(range(expected)) - set(self._nodes.values()))
+            named = ", ".join(map(str, missing[:5])) + " …" * (len(missing) > 5)
             raise RunFailed(
-                f"node{'s' * (len(missing) > 1)} {', '.join(map(str, missing[:5]))}{' …' * (len(missing) > 5)} of {expected} did "
-                f"not answer within {self.federation.node_timeout:.0f} s; raise federation.node_timeout, or use fewer federation.nodes"
+                f"node{'s' * (len(missing) > 1)} {named} of {expected} did not answer within "
+                f"{self.federation.node_timeout:.0f} s; raise federation.node_timeout, or use fewer federation.nodes"
             )
 
     def _evaluation_users(self) -> Int64:
@@ -168,7 +173,11 @@ class FedRecStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Close the previous round's line with its metrics; make this round's view. RunFailed when too few devices succeeded."""
+        """Close the previous round's line with its metrics; make this round's view.
+
+        Raises:
+            RunFailed: too few devices succeeded. Diverged: because their numbers are not finite.
+        """
         started = time.process_time()
         total = add_replies(self.algorithm, list(replies), self._nodes)
         self._close(total)
@@ -229,8 +238,8 @@ class FedRecStrategy(Strategy):
             return
         if total.devices + len(total.failed_users) >= needed:
             raise Diverged(
-                f"training diverged in round {number}: the updates of {len(total.failed_users)} of {self._asked} devices are not "
-                "finite; lower the learning rates"
+                f"training diverged in round {number}: the updates of {len(total.failed_users)} of {self._asked} "
+                "devices are not finite; lower the learning rates"
             )
         raise RunFailed(
             f"round {number}: {total.devices} of {self._asked} devices succeeded, less than "
@@ -311,14 +320,16 @@ class FedRecStrategy(Strategy):
         if patience and self._since_best >= patience:
             protocol = self.workspace.protocol
             return "early_stopped", (
-                f"no better {protocol.select_on} {protocol.select_metric} in the {patience} evaluations after round {self.outcome.best_round}"
+                f"no better {protocol.select_on} {protocol.select_metric} in the {patience} evaluations after round "
+                f"{self.outcome.best_round}"
             )
         return None
 
     def run(self, grid: Grid, parallel: int) -> Outcome:
         """All rounds. Unlike Flower's ``start`` it can stop early, and evaluates a round within the next one's message.
 
-        ``parallel`` workers host the nodes. A federation that cannot go on ends with the status ``failed`` and the reason.
+        ``parallel`` workers host the nodes. A federation that cannot go on ends as ``failed`` (``diverged``
+        when its numbers were not finite) and the reason.
         """
         self._parallel = parallel
         self.outcome.started = time.perf_counter()

@@ -57,12 +57,13 @@ def local_only(
     console: Console,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """The same algorithm without a server, for at most ``local_only_rounds`` rounds, its best round by the same selection."""
+    """The same algorithm without a server, for at most ``local_only_rounds`` rounds; the best by the same selection."""
     if not options["local_only"]:
         return {"skipped": "switched off (baselines.local_only=false)"}
     if not isinstance(algorithm, GradientRecommender):
         return {
-            "skipped": f"{algorithm.name} on one device's own history says nothing about items outside it, so there is no local-only ranking"
+            "skipped": f"{algorithm.name} on one device's own history says nothing about items outside it, "
+            "so there is no local-only ranking"
         }
     rounds, limit = int(options["local_only_rounds"]), int(options["local_only_users"])
     sample = _some_users(split, limit, int(documents["settings"]["seed"]))

@@ -9,12 +9,13 @@ from __future__ import annotations
 import difflib
 import itertools
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -53,7 +54,7 @@ def load_config(overrides: Sequence[str], base: Path | None = None) -> Config:
     for override in parsed:
         if override.is_sweep_override():
             raise ConfigError(
-                f"{override.input_line}: several values; `fedrec run -m` runs each, key=[a,b] is a list, quotes keep a comma"
+                f"{override.input_line}: several values; `fedrec run -m` runs each, key=[a,b] is one list"
             )
     if base is not None:
         return _saved(base, parsed)
@@ -141,9 +142,7 @@ def _check_choice(override: Override, choices: Mapping[str, list[str]]) -> None:
     """ConfigError for a group that is left out, or a choice that it does not have."""
     group = override.key_or_group
     if group.startswith("hydra") and group.removeprefix("hydra")[:1] in ("", ".", "/"):
-        raise ConfigError(
-            f"{override.input_line}: Hydra's own settings do nothing here; output_dir=… is where results go"
-        )
+        raise ConfigError(f"{override.input_line}: Hydra's own settings do nothing here; results go to output_dir=…")
     if not _names_group(override):
         return
     if override.package is not None:
@@ -224,20 +223,35 @@ def _saved(path: Path, parsed: Sequence[Override]) -> Config:
         if key not in shipped:
             raise ConfigError(f"{path}: {key}: no such setting; {_nearest(key, shipped)}")
         if key not in known:
-            raise ConfigError(
-                f"{path}: {key} is missing; copy it from another run's config.yaml, or `fedrec run --cfg`"
-            )
+            raise ConfigError(f"{path}: {key} is missing; `fedrec run --cfg` prints a whole one")
     config = OmegaConf.create(known)
     for override in parsed:
         if _names_group(override):
-            raise ConfigError(
-                f"{override.input_line}: --config has its groups already; override single settings of them"
-            )
+            raise ConfigError(f"{override.input_line}: --config has its groups already; override single settings")
         _check_key(override, known)
         OmegaConf.update(config, override.key_or_group, override.value())
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     return checked({str(key): value for key, value in plain.items()}, known)
+
+
+# Checked here because the rooms below would fail in the middle of a round, or wait for workers that never come. The
+# algorithm's are the names of the seam's local training (fedrec.algorithms.base.LocalTraining).
+_LEAST = {
+    "runner.workers": 0, "runner.threads": 1, "runner.gpus_per_worker": 0, "runner.chunk_rows": 1, "runner.retries": 0,
+    "federation.node_timeout": 0, "federation.reply_timeout": 0, "federation.divergence_factor": 0,
+    "baselines.ease_regularization": 0, "baselines.local_only_rounds": 1, "baselines.local_only_users": 0,
+    "algorithm.dim": 1, "algorithm.local_epochs": 1, "algorithm.batch_size": 1, "algorithm.negatives": 0,
+    "algorithm.tolerance": 0, "algorithm.max_positives": 0,
+}  # fmt: skip
+
+
+def _check_range(value: Any, key: str) -> None:
+    if type(value) not in (int, float):
+        return
+    least = _LEAST.get(key)
+    if not math.isfinite(value) or (least is not None and value < least):
+        raise ConfigError(f"{key}={value}: write a number" + ("" if least is None else f", {least} or more"))
 
 
 _WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", list: "a list such as [a,b]"}
@@ -250,6 +264,7 @@ def _check_types(value: Any, known: Any, key: str) -> None:
             _check_types(inner, known.get(name), f"{key}.{name}")
         return
     kind = type(known)
+    _check_range(value, key)
     if known is None or (type(value) in (int, float) if kind is float else type(value) is kind):
         return
     wanted = _WANTED.get(kind, f"settings, {key}.key=value")

@@ -27,6 +27,7 @@ def check_memory(algorithm: Recommender, data: Interactions, workers: int) -> No
     needed, free = estimate_bytes(algorithm, data, workers), available_memory()
     if needed > free:
         raise ConfigError(
-            f"{algorithm.name} on {data.name} ({data.n_items:,} items) with {workers} workers needs about {needed / 1e9:.1f} GB, "
-            f"and {free / 1e9:.1f} GB are free; lower runner.workers or algorithm.dim, or filter items with dataset.min_item_interactions"
+            f"{algorithm.name} on {data.name} ({data.n_items:,} items) with {workers} workers needs about "
+            f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; lower runner.workers or algorithm.dim, or filter "
+            "items with dataset.min_item_interactions"
         )

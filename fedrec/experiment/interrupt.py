@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -14,11 +15,11 @@ from rich.console import Console
 
 
 @contextlib.contextmanager
-def interruptible(console: Console, *, exit_at_once: bool = False) -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets, for a run to ask between rounds: so Ray's workers end in order.
+def interruptible(console: Console, folder: Path, *, exit_at_once: bool = False) -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets, for the run in ``folder`` to ask between rounds.
 
-    The second Ctrl-C kills all child processes, then raises KeyboardInterrupt, or with ``exit_at_once`` (a command, not a
-    notebook) leaves the process with 130: Flower's server thread would keep it alive for as long as it waits for
+    The second Ctrl-C kills all child processes, then raises KeyboardInterrupt, or with ``exit_at_once`` (a command, not
+    a notebook) leaves the process with 130: Flower's server thread would keep it alive for as long as it waits for
     the workers that are gone. Outside the main thread Python delivers no signals, and the event is never set.
     """
     event = threading.Event()
@@ -38,9 +39,7 @@ def interruptible(console: Console, *, exit_at_once: bool = False) -> Iterator[t
                 child.kill()
         if exit_at_once:
             cursor = "\x1b[?25h" if os.isatty(1) else ""  # a live display has hidden it
-            _say(
-                console, f"{cursor}\nfedrec: ended at once; metrics.jsonl in the run directory has the rounds so far.\n"
-            )
+            _say(console, f"{cursor}\nfedrec: ended at once; metrics.jsonl in {folder} has the rounds so far.\n")
             os._exit(130)
         raise KeyboardInterrupt
 

@@ -10,7 +10,7 @@ import psutil
 
 
 class ResourceMonitor:
-    """Samples the process tree until it is left. Memory is proportional set size: a page shared by three counts a third."""
+    """Samples the process tree until it is left. Memory is proportional: a page shared by three counts a third."""
 
     def __init__(self, interval: float = 0.5) -> None:
         self._interval = interval

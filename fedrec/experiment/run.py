@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 from safetensors.torch import save_file
@@ -28,7 +29,6 @@ from fedrec.data import Interactions, load_dataset
 from fedrec.data.split import Split
 from fedrec.errors import ConfigError, RunFailed
 from fedrec.evaluation.protocols import Protocol, make_split
-from fedrec.evaluation.sums import EvaluationSums
 from fedrec.experiment.baselines import central_baselines, local_only
 from fedrec.experiment.config import Config
 from fedrec.experiment.estimate import check_memory
@@ -64,6 +64,8 @@ class Plan:
         self.evaluation: EvaluationSettings = from_config(EvaluationSettings, "evaluation", config["evaluation"])
         self.runner: RunnerSettings = from_config(RunnerSettings, "runner", config["runner"])
         self.baselines = _checked_baselines(config["baselines"])
+        if self.runner.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError(f"runner.device={self.runner.device}: no usable GPU here; write runner.device=cpu")
         # Before the data is loaded: a misspelt setting must not cost a download.
         build(config["algorithm"], Problem(1, 1, seed))
         self.data: Interactions = load_dataset(config["dataset"], say=say)
@@ -87,7 +89,8 @@ class Plan:
 
     @property
     def dataset_line(self) -> str:
-        return f"{self.data.name}: {self.data.n_users:,} users, {self.data.n_items:,} items, {len(self.data):,} interactions"
+        data = self.data
+        return f"{data.name}: {data.n_users:,} users, {data.n_items:,} items, {len(data):,} interactions"
 
 
 def _checked_baselines(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,8 +112,8 @@ def run_experiment(
 ) -> RunResult:
     """Run one experiment and write its run directory.
 
-    ``config`` is a composed configuration (:func:`fedrec.experiment.config.load_config`). With ``protocol.tie_draws`` above 1 the experiment
-    repeats over that many orders of tied timestamps, in sub-directories, and the result is their mean.
+    ``config`` is a composed configuration (:func:`fedrec.experiment.config.load_config`). With ``protocol.tie_draws``
+    above 1 the experiment repeats over that many orders of tied timestamps, in sub-directories; the result is their mean.
     The first Ctrl-C ends it after the round in progress, with the status ``interrupted``; the second at once, and
     with ``exit_at_once`` the whole process (:func:`fedrec.experiment.interrupt.interruptible`).
 
@@ -125,7 +128,7 @@ def run_experiment(
     console.print(f"[bold]{plan.title}[/bold]  {plan.dataset_line}", highlight=False)
     for caveat in (*plan.protocol.caveats(), *plan.splits[0][1].warnings):
         console.print(f"[yellow]Note:[/yellow] {caveat}", highlight=False)
-    with interruptible(console, exit_at_once=exit_at_once) as interrupted:
+    with interruptible(console, folder, exit_at_once=exit_at_once) as interrupted:
         if len(plan.splits) == 1:
             summary = _run_one(plan, *plan.splits[0], folder, console, interrupted)
         else:
@@ -299,9 +302,8 @@ def _save_checkpoint(folder: Path, outcome: Outcome, summary: Mapping[str, Any])
 
 def _save_per_user(path: Path, outcome: Outcome) -> None:
     names = outcome.best_per_user[0].keys()
-    np.savez_compressed(
-        path, **{name: np.concatenate([part[name] for part in outcome.best_per_user]) for name in names}
-    )
+    arrays: dict[str, Any] = {name: np.concatenate([part[name] for part in outcome.best_per_user]) for name in names}
+    np.savez_compressed(path, **arrays)
 
 
 _LOGGER = logging.getLogger("fedrec.run")

@@ -106,7 +106,7 @@ def _traffic(lines: Sequence[Mapping[str, Any]], plan: Plan) -> dict[str, float]
 
     def whole(key: str) -> float:
         # Over all users of the data set, so that a user who was sampled in half of the rounds counts half.
-        return sum(line[key] * line["users"] for line in lines) / max(plan.data.n_users, 1)
+        return float(sum(line[key] * line["users"] for line in lines)) / max(plan.data.n_users, 1)
 
     dense = 4 * sum(math.prod(spec.shape) for spec in plan.algorithm.shared.values())
     return {
@@ -125,7 +125,8 @@ def combine(summaries: Sequence[Mapping[str, Any]], folder: Path, planned: int) 
     """The mean over runs that differ in the order of tied timestamps; ``planned`` is how many there should have been.
 
     Metrics, histograms, traffic and seconds a round are means; the other times are sums and memory is the largest.
-    ``spread`` holds the sample standard deviations of the test metrics, ``parts`` the single runs. The status is the worst one.
+    ``spread`` holds the sample standard deviations of the test metrics, ``parts`` the single runs. The worst status
+    counts.
     """
     first = dict(summaries[0])
     for part in ("validation", "test"):

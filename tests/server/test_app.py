@@ -24,9 +24,8 @@ from tests.server.federations import FEDMF, federate
 
 
 def _prepare(space: Workspace, **federation: Any) -> None:
-    document = {
-        "federation": asdict(FederationSettings(**federation)), "evaluation": asdict(EvaluationSettings()), "workers": 1,
-    }  # fmt: skip
+    settings = {"federation": FederationSettings(**federation), "evaluation": EvaluationSettings()}
+    document = {**{group: asdict(value) for group, value in settings.items()}, "workers": 1}
     (space.folder / "server.json").write_text(json.dumps(document))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,9 @@ RAY = RunnerSettings(name="ray", workers=WORKERS)
 
 
 @pytest.fixture(autouse=True)
-def own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flower lengthens PYTHONPATH at every start; what it changes must not reach other tests."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    yield
 
 
 def together(strategies: list[FedRecStrategy]) -> list[Outcome]:
