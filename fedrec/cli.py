@@ -42,8 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and rest[0].startswith("-"):
-        parser.error(f"unknown option {rest[0]}")
+    for extra in rest:  # argparse leaves over what follows an option that stands among the overrides
+        if extra.startswith("-") or not hasattr(arguments, "overrides"):
+            parser.error(f"unknown option or argument {extra}")
+        arguments.overrides.append(extra)
     console = Console()
     try:
         return int(arguments.function(arguments, console))

@@ -19,7 +19,8 @@ SMALL = ("dataset=synthetic", "dataset.users=60", "dataset.items=120", "runner=i
 
 
 def test_import_fedrec_brings_no_torch_and_no_flower() -> None:
-    code = "import sys, fedrec, fedrec.cli; print([m for m in ('torch', 'flwr', 'ray', 'numba', 'hydra') if m in sys.modules])"
+    heavy = ("torch", "flwr", "ray", "numba", "hydra", "matplotlib")
+    code = f"import sys, fedrec, fedrec.cli; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

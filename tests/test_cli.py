@@ -54,17 +54,15 @@ SCHEMA: dict[str, Any] = {
     "validation": METRICS, "test": METRICS,
     "baselines": {"popularity": ENTRY, "ease": ENTRY, "local_only": {**ENTRY, "rounds": int}},
     "histogram": {"validation_ndcg@10": list, "test_ndcg@10": list},
-    "timing": {
-        name: NUMBER for name in ("wall_s", "cpu_s", "seconds_per_round", "train_s", "evaluate_s", "transport_s")
-    },
+    "timing": dict.fromkeys(("wall_s", "cpu_s", "seconds_per_round", "train_s", "evaluate_s", "transport_s"), NUMBER),
     "memory": {"peak_rss_mb": NUMBER},
-    "traffic": {
-        name: NUMBER
-        for name in (
+    "traffic": dict.fromkeys(
+        (
             "upload_bytes_per_user_round", "download_bytes_per_user_round", "upload_bytes_per_user_total",
             "download_bytes_per_user_total", "dense_bytes",
-        )
-    },
+        ),
+        NUMBER,
+    ),
     "privacy": type(None), "unlearning": type(None), "versions": {"fedrec": str, "torch": str, "flwr": str},
 }  # fmt: skip
 

@@ -38,7 +38,7 @@ def test_a_recipe_is_named_as_its_file_and_says_what_it_is(recipe: str) -> None:
     assert load_config([f"experiment={recipe}"])["name"] == recipe
     comment = (CONFIGS / "experiment" / f"{recipe}.yaml").read_text().splitlines()[1]
     assert comment.startswith("# ")
-    assert comment.endswith(".")
+    assert len(comment.split()) > 5
 
 
 def test_files_set_only_keys_once() -> None:
@@ -54,7 +54,7 @@ def test_files_set_only_keys_once() -> None:
 
     Strict.add_constructor("tag:yaml.org,2002:map", mapping)
     for path in CONFIGS.rglob("*.yaml"):
-        yaml.load(path.read_text(), Strict)  # noqa: S506
+        yaml.load(path.read_text(), Strict)
 
 
 def test_a_recipe_yields_to_overrides_whatever_their_order() -> None:

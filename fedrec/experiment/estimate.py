@@ -28,6 +28,6 @@ def check_memory(algorithm: Recommender, data: Interactions, workers: int) -> No
     if needed > free:
         raise ConfigError(
             f"{algorithm.name} on {data.name} ({data.n_items:,} items) with {workers} workers needs about "
-            f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; lower runner.workers or algorithm.dim, or filter "
-            "items with dataset.min_item_interactions"
+            f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; lower runner.workers or algorithm.dim, or "
+            "filter items with dataset.min_item_interactions"
         )

@@ -6,12 +6,14 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 from rich.console import Console
+
+_GRACE = 2.0  # seconds for workers to end by themselves
 
 
 @contextlib.contextmanager
@@ -27,16 +29,16 @@ def interruptible(console: Console, folder: Path, *, exit_at_once: bool = False)
         yield event
         return
     previous = signal.getsignal(signal.SIGINT)
+    workers: list[psutil.Process] = []
 
     def handle(signum: int, frame: Any) -> None:
         if not event.is_set():
             event.set()
+            workers.extend(psutil.Process().children(recursive=True))
             # Not through rich: the handler may interrupt a write that holds its lock.
             _say(console, "\nfedrec: interrupted; ending with this round. Ctrl-C again ends at once.\n")
             return
-        for child in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                child.kill()
+        _kill([*workers, *psutil.Process().children(recursive=True)])
         if exit_at_once:
             cursor = "\x1b[?25h" if os.isatty(1) else ""  # a live display has hidden it
             _say(console, f"{cursor}\nfedrec: ended at once; metrics.jsonl in {folder} has the rounds so far.\n")
@@ -48,6 +50,14 @@ def interruptible(console: Console, folder: Path, *, exit_at_once: bool = False)
         yield event
     finally:
         signal.signal(signal.SIGINT, previous)
+        # A worker that Ray was restarting while it shut down outlives it, with no parent that would end it.
+        _kill(psutil.wait_procs(workers, timeout=_GRACE)[1])
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 
 def _say(console: Console, text: str) -> None:

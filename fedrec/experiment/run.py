@@ -113,8 +113,8 @@ def run_experiment(
     """Run one experiment and write its run directory.
 
     ``config`` is a composed configuration (:func:`fedrec.experiment.config.load_config`). With ``protocol.tie_draws``
-    above 1 the experiment repeats over that many orders of tied timestamps, in sub-directories; the result is their mean.
-    The first Ctrl-C ends it after the round in progress, with the status ``interrupted``; the second at once, and
+    above 1 the experiment repeats over that many orders of tied timestamps, in sub-directories; the result is the
+    mean. The first Ctrl-C ends it after the round in progress, with the status ``interrupted``; the second at once, and
     with ``exit_at_once`` the whole process (:func:`fedrec.experiment.interrupt.interruptible`).
 
     Raises:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from clients.messages import named_arrays
+from clients.messages import fields_of, named_arrays
+from clients.wire import decode
 from fedrec.data.split import Split
-from server.aggregation import RoundSum, mean_update
+from server.aggregation import RoundSum, add_replies, mean_update
 from tests.conftest import WorkspaceFactory
 from tests.server.federations import FEDMF, FaultyGrid, federate_over
 
@@ -43,3 +44,26 @@ def test_contributors_are_the_devices_that_touched_an_item(workspace: WorkspaceF
     start = space.algorithm.initial_shared()["item"].numpy()
     expected = np.stack([s + (np.mean(v, axis=0) if v else 0.0) for s, v in zip(start, collected, strict=True)])
     np.testing.assert_allclose(outcome.final_shared["item"].numpy(), expected, atol=1e-6)
+
+
+def test_the_sum_does_not_depend_on_who_answered_first(workspace: WorkspaceFactory) -> None:
+    grid = FaultyGrid(7)
+    space = workspace(FEDMF, 7)
+    federate_over(grid, space, 2)
+    replies = [m for _, m in grid.replies if m.metadata.message_type == "train"][-7:]
+    nodes = {m.metadata.src_node_id: node for node, m in grid.replies}
+    orders = [replies, replies[::-1], [replies[k] for k in (3, 0, 6, 1, 5, 2, 4)]]
+    first, *others = (add_replies(space.algorithm, order, nodes) for order in orders)
+    # These numbers are such that the order matters: summed as they came, the orders differ.
+    naive = []
+    for order in orders:
+        total = np.zeros((120, 8), dtype=np.float32)
+        for message in order:
+            arrays = fields_of(named_arrays(message.content.array_records["update"]), "item")
+            arrays.pop("decay")
+            total += decode(arrays, (120, 8))
+        naive.append(total)
+    assert not np.array_equal(naive[0], naive[2])
+    for other in others:
+        assert torch.equal(first.sums["item"], other.sums["item"])
+        assert (first.loss, first.decay, first.devices) == (other.loss, other.decay, other.devices)

@@ -1,4 +1,4 @@
-"""The same federations as real Ray actors under Flower's simulation engine. Ray is started three times in all."""
+"""The same federations as real Ray actors under Flower's simulation engine. Ray is started twice in all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,16 @@ from server.runners import backend_config
 from server.settings import EvaluationSettings, FederationSettings, RunnerSettings
 from server.strategy import FedRecStrategy, Outcome
 from tests.conftest import WorkspaceFactory
-from tests.server.federations import FEDEASE, FEDMF, FEDRAP, federate, largest_difference, metrics, view_bytes
+from tests.server.federations import (
+    FEDEASE,
+    FEDMF,
+    FEDRAP,
+    federate,
+    largest_difference,
+    metrics,
+    view_bytes,
+    with_tables,
+)
 from tests.server.test_guards import fedmf, lonely, node_of
 
 WORKERS = min(2, os.cpu_count() or 1)
@@ -50,6 +59,11 @@ def together(strategies: list[FedRecStrategy]) -> list[Outcome]:
     return [strategy.outcome for strategy in strategies]
 
 
+def first_users(split: Split, count: int) -> Split:
+    names = ("train", "validation", "test", "negatives_exclude")
+    return with_tables(split, **{name: getattr(split, name).take(range(count)) for name in names})
+
+
 def strategy(space: Workspace, rounds: int = 3, **federation: Any) -> FedRecStrategy:
     return FedRecStrategy(space, FederationSettings(rounds=rounds, **federation), EvaluationSettings())
 
@@ -63,27 +77,21 @@ def test_ray_with_two_nodes_gives_the_inline_result(workspace: WorkspaceFactory)
     assert largest_difference(ray, federate(workspace(FEDMF, 1))) < 1e-4
 
 
-def test_one_device_per_node_on_ray_gives_the_cohorts_result(workspace: WorkspaceFactory, few_users: Split) -> None:
-    devices = federate(workspace(FEDRAP, 16, few_users), 2, runner=RAY, users_per_node=1)
-    cohort = federate(workspace(FEDRAP, 1, few_users), 2)
-    assert devices.status == "finished"
-    assert largest_difference(devices, cohort) < 1e-4
-    for a, b in zip(devices.rounds, cohort.rounds, strict=True):
-        assert a["upload_bytes_per_user"] == b["upload_bytes_per_user"]
-
-
 def test_five_nodes_on_ray_with_workers_that_die_fail_and_fall_silent(
-    workspace: WorkspaceFactory, synthetic_split: Split, tmp_path: Path
+    workspace: WorkspaceFactory, synthetic_split: Split, few_users: Split, tmp_path: Path
 ) -> None:
-    """FedMF twice, FedRAP and FedEASE are as they are inline; a killed worker changes nothing; bad nodes are named."""
+    """FedMF twice, FedRAP and FedEASE are as they are inline, and five devices alone on their nodes as one cohort; a
+    killed worker changes nothing; nodes that fail or fall silent are named."""
     marker = tmp_path / "killed"
     node = node_of(workspace(FEDMF, 5), lonely(synthetic_split)[1])
     killing = fedmf(synthetic_split, "kill_once", marker=str(marker), bad_round=2)
+    five = first_users(few_users, 5)
     spaces = {
         "fedmf": workspace(FEDMF, 5),
         "again": workspace(FEDMF, 5),
         "fedrap": workspace(FEDRAP, 5),
         "fedease": workspace(FEDEASE, 5),
+        "devices": workspace(FEDRAP, 5, five),
         "killed": workspace(killing, 5),
         "raising": workspace(fedmf(synthetic_split, "raise"), 5),
         "silent": workspace(fedmf(synthetic_split, "sleep"), 5),
@@ -97,6 +105,12 @@ def test_five_nodes_on_ray_with_workers_that_die_fail_and_fall_silent(
         assert (ray[name].status, ray[name].reason) == ("finished", None)
         assert view_bytes(ray[name]) == view_bytes(inline)
         assert metrics(ray[name]) == metrics(inline)
+
+    cohort = federate(workspace(FEDRAP, 1, five))
+    assert ray["devices"].status == "finished"
+    assert largest_difference(ray["devices"], cohort) < 1e-4
+    for a, b in zip(ray["devices"].rounds, cohort.rounds, strict=True):
+        assert a["upload_bytes_per_user"] == b["upload_bytes_per_user"]
 
     assert marker.exists()
     # The marker exists now, so inline nobody is killed.

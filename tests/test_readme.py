@@ -1,0 +1,75 @@
+"""The README is true: every command in it runs, on a small federation where the real one takes minutes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from fedrec.cli import main
+from fedrec.data.catalogue import entry_named, find
+from fedrec.experiment.config import load_config
+
+_README = (Path(__file__).parent.parent / "README.md").read_text()
+_FAST = ["runner=inline", "federation.rounds=2", "evaluation.every=1", "baselines.local_only_rounds=1"]
+
+
+def _commands() -> list[str]:
+    blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", _README, re.DOTALL)
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line.split("#")[0].strip() for line in lines if line.startswith("fedrec ")]
+
+
+def test_the_readme_shows_commands() -> None:
+    assert len(_commands()) >= 8
+
+
+@pytest.mark.parametrize("command", _commands())
+def test_every_fedrec_command_of_the_readme_runs(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readme_run: Path
+) -> None:
+    words = shlex.split(command.replace("RUN_DIR", str(readme_run)).replace("OTHER_DIR", str(readme_run)))[1:]
+    if words[0] == "run" and "--help" not in words:
+        overrides = [word for word in words[1:] if not word.startswith("-")]
+        first = [word.split(",")[0] for word in overrides]
+        data = load_config(first)["dataset"]["name"]
+        if data not in ("synthetic", "file") and find(entry_named(data)) is None:
+            pytest.skip(f"{data} is not on this machine")
+        words += [*_FAST, f"output_dir={tmp_path}"]
+    if words[:2] in (["data", "get"], ["data", "describe"]) and find(entry_named(words[2])) is None:
+        pytest.skip(f"{words[2]} is not on this machine")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "log.csv").write_text(_log())
+    assert main(words) == 0
+
+
+def _log() -> str:
+    rows = [f"u{u},i{(7 * u + 3 * k) % 40},{k}" for u in range(30) for k in range(6)]
+    return "\n".join(["uid,iid,when", *dict.fromkeys(rows)]) + "\n"
+
+
+@pytest.fixture(scope="session")
+def readme_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run for the commands that need one."""
+    folder = tmp_path_factory.mktemp("readme")
+    words = ["run", "dataset=synthetic", "dataset.users=40", "dataset.items=60", *_FAST, f"output_dir={folder}"]
+    assert main(words) == 0
+    return next(folder.glob("*/*/summary.json")).parent
+
+
+def test_both_make_targets_open_the_readme() -> None:
+    head = _README.split("## ")[0]
+    assert "make demo" in head
+    assert "make test" in head
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
+    assert re.search(r"^demo:", makefile, re.MULTILINE)
+    assert re.search(r"^test:", makefile, re.MULTILINE)
+    assert os.access(Path(__file__).parent.parent / ".ci" / "run", os.X_OK)
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(((?!http)[^)#]+)", _README))))
+def test_every_link_of_the_readme_leads_somewhere(link: str) -> None:
+    assert (Path(__file__).parent.parent / link).exists()
