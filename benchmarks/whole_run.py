@@ -1,7 +1,8 @@
 """A whole run as users start it: ``python -m benchmarks.whole_run [--rounds 100]``.
 
 FedRAP with the published train.py settings on MovieLens-100K, all users, evaluation after every round, through Flower
-on Ray with one worker per core, and again in one process. Wall and CPU seconds of everything, and the peak memory of all processes.
+on Ray with one worker per core, and again in one process. Wall and CPU seconds of everything, and the peak memory of
+all processes.
 """
 
 from __future__ import annotations

@@ -100,7 +100,9 @@ def reply_content(workspace: Workspace, result: NodeResult, node: int) -> Record
         "per_user": record(result.per_user),
     }
     if settings.aggregation_counts:
-        records["counts"] = record({"counts": update.counts.numpy().astype(np.int32)})
+        # One device says which items it touched, one bit each; a cohort says how many of its devices did.
+        bitmap = {"bitmap": np.packbits(update.counts.numpy() > 0)}
+        records["counts"] = record(bitmap if single else {"counts": update.counts.numpy().astype(np.int32)})
     if algorithm.needs_user_updates:
         stacked = {name: np.stack([t.numpy() for t in values]) for name, values in update.user_updates.items()}
         records["users"] = record({"users": np.asarray(update.users, dtype=np.int64), **stacked})

@@ -229,31 +229,23 @@ def train_cohort(
     """One round of local training of all devices of ``cohort`` (round numbers count from 1)."""
     if fused not in ("auto", "on", "off"):
         raise ConfigError(f"runner.fused={fused!r}: write auto, on or off")
-    _check_decay(algorithm, round_number - 1)
     obstacle = why_not(algorithm, personal, codec, device, round_number - 1) if fused != "off" else "switched off"
     if fused == "on" and obstacle:
         raise ConfigError(
             f"runner.fused=on: {obstacle}; write runner.fused=auto to train it as a batched tensor program"
         )
     if not obstacle:
-        return train_fused(
+        update = train_fused(
             algorithm, shared, store, cohort, codec, n_items=n_items, round_number=round_number, chunk_rows=chunk_rows
         )
-    update = start_update(algorithm, n_items)
-    for chunk in chunks(cohort, algorithm.local, chunk_rows):
-        before = gather(algorithm, shared, personal, store, chunk, torch.device(device))
-        start = {name: before[name].cpu().clone() for name in algorithm.shared}
-        trained = local_sgd(algorithm, before, chunk, round_number - 1)
-        absorb(update, algorithm, start, trained, chunk, store, codec)
+    else:
+        update = start_update(algorithm, n_items)
+        for chunk in chunks(cohort, algorithm.local, chunk_rows):
+            before = gather(algorithm, shared, personal, store, chunk, torch.device(device))
+            start = {name: before[name].cpu().clone() for name in algorithm.shared}
+            trained = local_sgd(algorithm, before, chunk, round_number - 1)
+            absorb(update, algorithm, start, trained, chunk, store, codec)
+    if counts_asked:
+        # A mean over contributors needs to know which items a device touched: one bit each.
+        update.upload_bytes += update.devices * -(-n_items // 8)
     return update
-
-
-def _check_decay(algorithm: GradientRecommender, round_index: int) -> None:
-    """Refuse a step that would multiply a tensor by zero or less: it would erase what it should shrink."""
-    for name, spec in {**algorithm.shared, **algorithm.private}.items():
-        rate = max(spec.rate(round_index, step) for step in (0, algorithm.local.epochs - 1))
-        if rate * spec.weight_decay >= 1.0:
-            raise ConfigError(
-                f"{algorithm.name}: learning rate {rate:g} times weight decay {spec.weight_decay:g} of tensor {name} "
-                f"is {rate * spec.weight_decay:g}, but must stay below 1; lower either"
-            )

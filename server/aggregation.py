@@ -125,9 +125,7 @@ def _read(algorithm: Recommender, message: Message) -> _Reply:
         update, decay = _update(algorithm, arrays)
     counts = None
     if "counts" in content.array_records:
-        counts = named_arrays(content.array_records["counts"])["counts"].astype(np.int64)
-        if counts.shape != (algorithm.problem.n_items,):
-            raise BadReply(f"counts has shape {counts.shape}, expected ({algorithm.problem.n_items},)")
+        counts = _counts(named_arrays(content.array_records["counts"]), algorithm.problem.n_items)
     own: Arrays = {}
     users = None
     if algorithm.needs_user_updates:
@@ -195,6 +193,19 @@ def _statistics(algorithm: StatisticsRecommender, arrays: Mapping[str, npt.NDArr
             raise BadReply(f"{name} has shape {dense.shape}, expected {spec.shape}")
         out[name] = torch.from_numpy(np.array(dense))
     return out
+
+
+def _counts(arrays: Mapping[str, npt.NDArray[Any]], n_items: int) -> npt.NDArray[np.int64]:
+    """Devices that touched each item: counts from a cohort, one bit an item from a single device."""
+    if "bitmap" in arrays:
+        bits = arrays["bitmap"]
+        if bits.dtype != np.uint8 or bits.shape != (-(-n_items // 8),):
+            raise BadReply(f"bitmap of {bits.dtype}{bits.shape}, expected uint8({-(-n_items // 8)},)")
+        return np.unpackbits(bits, count=n_items).astype(np.int64)
+    counts = arrays["counts"].astype(np.int64)
+    if counts.shape != (n_items,):
+        raise BadReply(f"counts has shape {counts.shape}, expected ({n_items},)")
+    return counts
 
 
 def mean_update(total: RoundSum, algorithm: Recommender, shared: Tensors, mean: str) -> Tensors:

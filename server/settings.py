@@ -7,8 +7,9 @@ import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+from clients.wire import Codec
 from fedrec.errors import ConfigError
 from privacy.samplers import Sampler
 from server.optimizers import ServerOptimizer
@@ -88,6 +89,11 @@ class FederationSettings:
             self.server_learning_rate, self.server_beta1, self.server_beta2, self.server_tau,
             self.server_bias_correction,
         )  # fmt: skip
+
+    @property
+    def upload(self) -> Codec:
+        """How devices encode their updates."""
+        return Codec(cast(Any, self.upload_codec), cast(Any, self.upload_precision), self.top_fraction)
 
     def node_count(self, n_users: int, workers: int) -> int:
         """How many Flower nodes host ``n_users`` devices."""

@@ -78,6 +78,7 @@ class FedRecStrategy(Strategy):
         self._best_value = -np.inf
         self._silent: list[str] = []
         self._evaluating = False
+        self._personal_bytes = 0.0  # of views that differ per device, over all devices asked to train
         self._waiting = 0.0
         self._parallel = 1
         self._evaluated_view: Tensors = {}
@@ -124,8 +125,13 @@ class FedRecStrategy(Strategy):
         key = random.stream(self.workspace.settings.seed, "evaluated")
         return random.sample_without_replacement(key, n_users, wanted)
 
+    @property
+    def _view_bytes(self) -> int:
+        return sum(array.numpy().nbytes for array in self.view().values())
+
     def _messages(self, number: int, arrays: ArrayRecord, train: Int64, evaluate: Int64, kind: str) -> list[Message]:
         messages = []
+        self._personal_bytes = 0.0
         self._evaluating = bool(evaluate.size)
         for node_id, node in sorted(self._nodes.items(), key=lambda pair: pair[1]):
             users = self.workspace.users_of(node)
@@ -135,6 +141,8 @@ class FedRecStrategy(Strategy):
             both = np.union1d(*mine)
             personal = self.algorithm.personal_views(self.shared, self._memory, both)
             own = {name: value.numpy() for name, value in personal.items()}
+            if both.size:
+                self._personal_bytes += sum(v.nbytes for v in own.values()) * mine[0].size / both.size
             content = RecordDict(
                 {
                     "view": arrays,
@@ -264,7 +272,7 @@ class FedRecStrategy(Strategy):
             # What of the waiting for replies was not the nodes' own CPU work.
             "transport_s": max(0.0, self._waiting - sum(total.cpu.values()) / min(len(self._nodes), self._parallel)),
             "upload_bytes_per_user": total.upload_bytes / devices,
-            "download_bytes_per_user": sum(array.numpy().nbytes for array in self.view().values()),
+            "download_bytes_per_user": self._view_bytes + self._personal_bytes / max(self._asked, 1),
             "sparsity": {name: float((self.shared[name] == 0).float().mean()) for name in per_item},
             "update_norm": {name: float(np.sqrt(value / devices)) for name, value in total.squared_norm.items()},
         }

@@ -29,4 +29,16 @@ def build(config: Mapping[str, Any], problem: Problem) -> Recommender:
         ) from None
     if not (isinstance(cls, type) and issubclass(cls, Recommender)):
         raise ConfigError(f"algorithm._target_={target!r} is not a fedrec.algorithms.Recommender")
-    return cls.from_config(options, problem)
+    algorithm = cls.from_config(options, problem)
+    _check_decay(algorithm)
+    return algorithm
+
+
+def _check_decay(algorithm: Recommender) -> None:
+    """Refuse a step that would multiply a tensor by zero or less: it would erase what it should shrink."""
+    for name, spec in {**algorithm.shared, **algorithm.private}.items():
+        if spec.learning_rate * spec.weight_decay >= 1.0:
+            raise ConfigError(
+                f"learning rate {spec.learning_rate:g} times weight decay {spec.weight_decay:g} of tensor {name} "
+                f"is {spec.learning_rate * spec.weight_decay:g}, but must stay below 1; lower either"
+            )

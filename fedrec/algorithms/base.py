@@ -136,6 +136,13 @@ class LocalTraining:
     pairwise: bool = False
 
 
+def require_positive(algorithm: Recommender, *names: str) -> None:
+    """ConfigError unless every one of these settings is above 0."""
+    for name in names:
+        if not getattr(algorithm, name) > 0:
+            raise ConfigError(f"algorithm.{name}={getattr(algorithm, name)!r}: write a number above 0")
+
+
 class Recommender(ABC):
     """What both families share. Implementations are frozen dataclasses with a ``problem`` field."""
 

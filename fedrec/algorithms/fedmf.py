@@ -23,6 +23,7 @@ from fedrec.algorithms.base import (
     Tensors,
     TensorSpec,
     dot,
+    require_positive,
 )
 from fedrec.data.interactions import UserItems
 from fedrec.errors import ConfigError
@@ -56,6 +57,7 @@ class FedMF(GradientRecommender):
     max_positives: int = 0
 
     def __post_init__(self) -> None:
+        require_positive(self, "dim", "local_epochs", "batch_size", "negatives")
         if self.objective not in ("bce", "bpr"):
             raise ConfigError(f"algorithm.objective={self.objective}: write bce (pointwise) or bpr (pairwise)")
 

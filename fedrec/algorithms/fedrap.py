@@ -26,6 +26,7 @@ from fedrec.algorithms.base import (
     Tensors,
     TensorSpec,
     dot,
+    require_positive,
 )
 from fedrec.data.interactions import UserItems
 from fedrec.errors import ConfigError
@@ -89,6 +90,7 @@ class FedRAP(GradientRecommender):
     published_seed: int | None = None
 
     def __post_init__(self) -> None:
+        require_positive(self, "dim", "local_epochs", "batch_size", "negatives")
         if self.curriculum not in ("tanh", "none"):
             raise ConfigError(
                 f"algorithm.curriculum={self.curriculum}: write tanh (as the paper) or none (as its code)"

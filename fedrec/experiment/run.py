@@ -22,9 +22,11 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from safetensors.torch import save_file
 
+from clients.fused import why_not
+from clients.node import resolve_device
 from clients.workspace import Workspace
 from fedrec.algorithms import build
-from fedrec.algorithms.base import Problem, Recommender
+from fedrec.algorithms.base import GradientRecommender, Problem, Recommender
 from fedrec.data import Interactions, load_dataset
 from fedrec.data.split import Split
 from fedrec.errors import ConfigError, RunFailed
@@ -73,11 +75,21 @@ class Plan:
         self.algorithm: Recommender = build(
             config["algorithm"], Problem(self.data.n_users, self.data.n_items, seed, self.features)
         )
+        if self.runner.fused == "on":
+            self._refuse_fused()
         self.n_nodes = self.federation.node_count(self.data.n_users, self.runner.worker_count)
         check_memory(self.algorithm, self.data, self.runner.worker_count)
         self.splits: list[tuple[Protocol, Split]] = [
             (variant, make_split(self.data, variant, seed)) for variant in self.protocol.tie_variants()
         ]
+
+    def _refuse_fused(self) -> None:
+        codec = self.federation.upload
+        obstacle = f"{self.algorithm.name} is not trained by gradients"
+        if isinstance(self.algorithm, GradientRecommender):
+            obstacle = why_not(self.algorithm, {}, codec, resolve_device(self.runner.device), 0) or ""
+        if obstacle:
+            raise ConfigError(f"runner.fused=on: {obstacle}; write runner.fused=auto")
 
     @property
     def name(self) -> str:
