@@ -1,11 +1,15 @@
 """fedrec: a federated and privacy-preserving recommendation simulator whose numbers can be trusted.
 
-From Python: ``fedrec.run("experiment=fedmf_ml100k", "seed=1")`` returns a typed :class:`RunResult`, ``fedrec.load_dataset("ml-100k")`` the
-interactions. The command line is ``fedrec``.
+From Python: ``fedrec.run("experiment=fedmf_ml100k", "seed=1")`` returns a typed :class:`RunResult`,
+``fedrec.load_dataset("ml-100k")`` the interactions. The command line is ``fedrec``.
 """
 
 from __future__ import annotations
 
+import os
+import stat
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,12 +19,36 @@ if TYPE_CHECKING:
 __all__ = ["load_dataset", "run"]
 
 
+def _writable(folder: Path) -> bool:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return os.access(folder, os.W_OK)
+
+
+def _compiled_kernels_need_a_place() -> None:
+    """numba keeps compiled kernels beside their source or in the home folder, and refuses to load where neither can be
+    written (a read-only container): then a private temporary folder, which later runs of the same user find again."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if "NUMBA_CACHE_DIR" in os.environ or _writable(Path(__file__).parent) or _writable(cache):
+        return
+    folder = Path(tempfile.gettempdir()) / f"fedrec-kernels-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    # What numba loads from there is executed, so nobody else may have put it there.
+    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+    os.environ["NUMBA_CACHE_DIR"] = str(folder) if ours else tempfile.mkdtemp(prefix="fedrec-kernels-")
+
+
+_compiled_kernels_need_a_place()
+
+
 def run(*overrides: str, quiet: bool = True) -> RunResult:
     """Run one experiment, as ``fedrec run OVERRIDES`` does, and return its result.
 
     Raises:
         fedrec.errors.ConfigError, fedrec.errors.DataError: nothing was written.
-        fedrec.errors.RunFailed: too few devices succeeded.
+        fedrec.errors.RunFailed: it failed before the first round was over.
+        KeyboardInterrupt: interrupted before the first round, or twice; once ends it with the status ``interrupted``.
     """
     from rich.console import Console
 

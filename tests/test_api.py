@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +25,24 @@ def test_import_fedrec_brings_no_torch_and_no_flower() -> None:
     code = f"import sys, fedrec, fedrec.cli; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_read_only_installation_without_a_home_keeps_its_kernels_in_a_private_folder(tmp_path: Path) -> None:
+    code = """
+import os
+os.access = lambda path, mode: False  # as on a read-only file system, which stops root too
+import fedrec
+print(os.environ["NUMBA_CACHE_DIR"])
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "NUMBA_CACHE_DIR"}
+    environment |= {"TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    folder = Path(done.stdout.strip())
+    assert folder.parent == tmp_path
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    folder.chmod(0o777)  # somebody else could have written here
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert Path(done.stdout.strip()) != folder
 
 
 def test_run_returns_what_summary_json_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
