@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -118,27 +117,3 @@ def _ray_messages_to_log() -> None:
 
     if hasattr(worker, "print_to_stdstream"):
         worker.print_to_stdstream = to_log
-
-
-def interrupt_flag() -> tuple[threading.Event, Callable[[], None]]:
-    """An event that Ctrl-C sets, and a function that restores the old handler.
-
-    The first Ctrl-C lets the round in progress finish, so that Ray's workers end in order; the second is Python's own.
-    """
-    import signal
-
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        return event, lambda: None
-    previous = signal.getsignal(signal.SIGINT)
-
-    def handle(signum: int, frame: Any) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, previous)
-
-    signal.signal(signal.SIGINT, handle)
-
-    def restore() -> None:
-        signal.signal(signal.SIGINT, previous)
-
-    return event, restore
