@@ -99,7 +99,7 @@ class FedRecStrategy(Strategy):
             ids = list(grid.get_node_ids())
             if time.monotonic() > deadline:
                 raise RunFailed(
-                    f"only {len(ids)} of {expected} nodes registered within {self.federation.node_timeout:.0f} s; "
+                    f"only {len(ids)} of {expected} nodes registered within {self.federation.node_timeout:g} s; "
                     "raise federation.node_timeout, or use fewer federation.nodes"
                 )
             if len(ids) < expected:
@@ -115,7 +115,7 @@ class FedRecStrategy(Strategy):
             named = ", ".join(map(str, missing[:5])) + " …" * (len(missing) > 5)
             raise RunFailed(
                 f"node{'s' * (len(missing) > 1)} {named} of {expected} did not answer within "
-                f"{self.federation.node_timeout:.0f} s; raise federation.node_timeout, or use fewer federation.nodes"
+                f"{self.federation.node_timeout:g} s; raise federation.node_timeout, or use fewer federation.nodes"
             )
 
     def _evaluation_users(self) -> Int64:
@@ -383,7 +383,7 @@ class FedRecStrategy(Strategy):
         self._waiting = time.perf_counter() - began
         answered = {reply.metadata.src_node_id for reply in replies}
         silent = [self._nodes[m.metadata.dst_node_id] for m in messages if m.metadata.dst_node_id not in answered]
-        self._silent = [f"node {n}: no answer within federation.reply_timeout={timeout:.0f} s" for n in silent]
+        self._silent = [f"node {n}: no answer within federation.reply_timeout={timeout:g} s" for n in silent]
         return replies
 
     def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:

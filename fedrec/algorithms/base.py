@@ -136,11 +136,11 @@ class LocalTraining:
     pairwise: bool = False
 
 
-def require_positive(algorithm: Recommender, *names: str) -> None:
-    """ConfigError unless every one of these settings is above 0."""
+def require_at_least(algorithm: Recommender, least: int, *names: str) -> None:
+    """ConfigError unless every one of these settings is ``least`` or more."""
     for name in names:
-        if not getattr(algorithm, name) > 0:
-            raise ConfigError(f"algorithm.{name}={getattr(algorithm, name)!r}: write a number above 0")
+        if not getattr(algorithm, name) >= least:
+            raise ConfigError(f"algorithm.{name}={getattr(algorithm, name)!r}: write a number, {least} or more")
 
 
 class Recommender(ABC):

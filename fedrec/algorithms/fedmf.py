@@ -23,7 +23,7 @@ from fedrec.algorithms.base import (
     Tensors,
     TensorSpec,
     dot,
-    require_positive,
+    require_at_least,
 )
 from fedrec.data.interactions import UserItems
 from fedrec.errors import ConfigError
@@ -57,7 +57,8 @@ class FedMF(GradientRecommender):
     max_positives: int = 0
 
     def __post_init__(self) -> None:
-        require_positive(self, "dim", "local_epochs", "batch_size", "negatives")
+        require_at_least(self, 1, "dim", "local_epochs", "batch_size", "negatives")
+        require_at_least(self, 0, "tolerance", "max_positives")
         if self.objective not in ("bce", "bpr"):
             raise ConfigError(f"algorithm.objective={self.objective}: write bce (pointwise) or bpr (pairwise)")
 

@@ -26,7 +26,7 @@ from fedrec.algorithms.base import (
     Tensors,
     TensorSpec,
     dot,
-    require_positive,
+    require_at_least,
 )
 from fedrec.data.interactions import UserItems
 from fedrec.errors import ConfigError
@@ -90,7 +90,8 @@ class FedRAP(GradientRecommender):
     published_seed: int | None = None
 
     def __post_init__(self) -> None:
-        require_positive(self, "dim", "local_epochs", "batch_size", "negatives")
+        require_at_least(self, 1, "dim", "local_epochs", "batch_size", "negatives")
+        require_at_least(self, 0, "tolerance", "max_positives")
         if self.curriculum not in ("tanh", "none"):
             raise ConfigError(
                 f"algorithm.curriculum={self.curriculum}: write tanh (as the paper) or none (as its code)"

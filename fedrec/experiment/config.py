@@ -235,14 +235,12 @@ def _saved(path: Path, parsed: Sequence[Override]) -> Config:
     return checked({str(key): value for key, value in plain.items()}, known)
 
 
-# Checked here because the rooms below would fail in the middle of a round, or wait for workers that never come. The
-# algorithm's are the names of the seam's local training (fedrec.algorithms.base.LocalTraining).
+# Checked here because the rooms below would fail in the middle of a round, or wait for workers that never come.
+# An algorithm checks its own settings.
 _LEAST = {
     "runner.workers": 0, "runner.threads": 1, "runner.gpus_per_worker": 0, "runner.chunk_rows": 1, "runner.retries": 0,
     "federation.node_timeout": 0, "federation.reply_timeout": 0, "federation.divergence_factor": 0,
     "baselines.ease_regularization": 0, "baselines.local_only_rounds": 1, "baselines.local_only_users": 0,
-    "algorithm.dim": 1, "algorithm.local_epochs": 1, "algorithm.batch_size": 1, "algorithm.negatives": 0,
-    "algorithm.tolerance": 0, "algorithm.max_positives": 0,
 }  # fmt: skip
 
 

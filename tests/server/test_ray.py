@@ -31,6 +31,9 @@ from tests.server.federations import (
 )
 from tests.server.test_guards import fedmf, lonely, node_of
 
+# All that starts Ray runs one after another, whatever runs beside it.
+pytestmark = pytest.mark.xdist_group("ray")
+
 WORKERS = min(2, os.cpu_count() or 1)
 RAY = RunnerSettings(name="ray", workers=WORKERS)
 
