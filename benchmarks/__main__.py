@@ -1,15 +1,19 @@
-"""All speed figures, one after another: ``make bench`` or ``python -m benchmarks``."""
+"""All speed figures, one after another: ``make bench`` or ``python -m benchmarks``. Each in a process of its own."""
 
 from __future__ import annotations
 
-from benchmarks import evaluation, fedmf_cohort, fedrap_round, whole_run
+import subprocess
+import sys
 
 
-def main() -> None:
-    for module in (fedrap_round, fedmf_cohort, evaluation, whole_run):
-        print(f"\n== {module.__name__}", flush=True)
-        module.main()
+def main() -> int:
+    for name in ("fedrap_round", "fedmf_cohort", "evaluation", "whole_run"):
+        print(f"\n== python -m benchmarks.{name}", flush=True)
+        done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False)
+        if done.returncode:
+            return done.returncode
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

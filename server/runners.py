@@ -92,6 +92,7 @@ def _ray(strategy: FedRecStrategy, n_nodes: int, workers: int, runner: RunnerSet
 
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
     _ray_messages_to_log()
+    _end_workers_in_order()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run_simulation(
@@ -103,11 +104,23 @@ def _ray(strategy: FedRecStrategy, n_nodes: int, workers: int, runner: RunnerSet
         )
 
 
-def _ray_messages_to_log() -> None:
-    """What the raylet says (a worker died, a retry) goes to the run's log instead of standard output.
+def _end_workers_in_order() -> None:
+    """Flower's workers leave by a task of their own; that one must not be retried as the others are.
 
-    Ray prints it whatever ``log_to_driver`` says, and would print an alarming line at every orderly end, when Flower's
-    workers exit although their tasks may be retried. There is no public switch for it.
+    Otherwise Ray reports every orderly end as a failure. ``ray.method`` is the public way to say so, for classes of
+    one's own.
+    """
+    from flwr.simulation.ray_transport.ray_actor import ClientAppActor
+
+    metadata = getattr(ClientAppActor, "__ray_metadata__", None)
+    if metadata is not None:
+        metadata.method_meta.max_task_retries["terminate"] = 0
+
+
+def _ray_messages_to_log() -> None:
+    """What the raylet says (a worker died, a task runs again) goes to the run's log instead of standard output.
+
+    Ray prints it whatever ``log_to_driver`` says, and there is no public switch for it.
     """
     import ray._private.worker as worker
 

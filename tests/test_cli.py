@@ -55,7 +55,7 @@ SCHEMA: dict[str, Any] = {
     "baselines": {"popularity": ENTRY, "ease": ENTRY, "local_only": {**ENTRY, "rounds": int}},
     "histogram": {"validation_ndcg@10": list, "test_ndcg@10": list},
     "timing": dict.fromkeys(("wall_s", "cpu_s", "seconds_per_round", "train_s", "evaluate_s", "transport_s"), NUMBER),
-    "memory": {"peak_rss_mb": NUMBER},
+    "memory": {"peak_rss_mb": NUMBER, "peak_anonymous_mb": NUMBER},
     "traffic": dict.fromkeys(
         (
             "upload_bytes_per_user_round", "download_bytes_per_user_round", "upload_bytes_per_user_total",

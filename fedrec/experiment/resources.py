@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+from pathlib import Path
 from types import TracebackType
 
 import psutil
@@ -19,6 +21,7 @@ class ResourceMonitor:
         self._cpu: dict[int, float] = {}
         self._start_cpu = 0.0
         self.peak_rss_mb = 0.0
+        self.peak_anonymous_mb = 0.0
         self._began = time.perf_counter()
 
     def __enter__(self) -> ResourceMonitor:
@@ -48,15 +51,17 @@ class ResourceMonitor:
 
     def sample(self) -> None:
         """Look once."""
-        total = 0.0
+        total = anonymous = 0.0
         own = psutil.Process()
         for process in [own, *own.children(recursive=True)]:
             try:
                 self._cpu[process.pid] = _cpu_of(process)
-                total += _memory_of(process)
+                whole, own_pages = _memory_of(process)
+                total, anonymous = total + whole, anonymous + own_pages
             except psutil.Error:
                 continue  # it ended between the listing and the look
         self.peak_rss_mb = max(self.peak_rss_mb, total / 2**20)
+        self.peak_anonymous_mb = max(self.peak_anonymous_mb, anonymous / 2**20)
 
 
 def _cpu_of(process: psutil.Process) -> float:
@@ -64,6 +69,16 @@ def _cpu_of(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _memory_of(process: psutil.Process) -> float:
-    full = process.memory_full_info()
-    return float(getattr(full, "pss", 0) or full.rss)
+def _memory_of(process: psutil.Process) -> tuple[float, float]:
+    """Bytes: the proportional set size, and the part of it that is not backed by a file, which cannot be given back.
+
+    What is backed by a file is libraries and the devices' memory-mapped private state.
+    """
+    try:
+        rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+    except OSError:
+        full = process.memory_full_info()
+        return float(full.rss), float(getattr(full, "uss", full.rss))
+    kilobytes = dict(re.findall(r"^(\w+):\s+(\d+) kB$", rollup, re.MULTILINE))
+    anonymous = int(kilobytes.get("Pss_Anon", 0)) + int(kilobytes.get("Pss_Shmem", 0))
+    return 1024.0 * int(kilobytes.get("Pss", 0)), 1024.0 * anonymous

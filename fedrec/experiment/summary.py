@@ -67,7 +67,7 @@ def summarise(
         } if best else {},
         "baselines": dict(baselines),
         "timing": _timing(lines, monitor, outcome),
-        "memory": {"peak_rss_mb": monitor.peak_rss_mb},
+        "memory": {"peak_rss_mb": monitor.peak_rss_mb, "peak_anonymous_mb": monitor.peak_anonymous_mb},
         "traffic": _traffic(lines, plan),
         "item_view": {"sparsity": lines[-1]["sparsity"] if lines else {}},
         "federation": {"sampler": plan.federation.sampler, "fraction": plan.federation.fraction, "nodes": plan.n_nodes},
@@ -144,7 +144,7 @@ def combine(summaries: Sequence[Mapping[str, Any]], folder: Path, planned: int) 
     first["traffic"] = _mean([s["traffic"] for s in summaries])
     first["timing"] = {key: float(sum(s["timing"][key] for s in summaries)) for key in first["timing"]}
     first["timing"]["seconds_per_round"] = float(np.mean([s["timing"]["seconds_per_round"] for s in summaries]))
-    first["memory"] = {"peak_rss_mb": max(s["memory"]["peak_rss_mb"] for s in summaries)}
+    first["memory"] = {key: max(s["memory"][key] for s in summaries) for key in first["memory"]}
     first["warnings"] = list(dict.fromkeys(text for s in summaries for text in s["warnings"]))
     ended = [s for status in _WORST for s in summaries if s["status"] == status]
     first["status"], first["reason"] = (ended[0]["status"], ended[0]["reason"]) if ended else ("finished", None)
