@@ -14,8 +14,9 @@ from typing import Any
 
 from clients.workspace import Workspace
 from fedrec.errors import ConfigError
+from server.outcome import Outcome
 from server.settings import EvaluationSettings, FederationSettings, RunnerSettings
-from server.strategy import FedRecStrategy, Listener, Outcome
+from server.strategy import FedRecStrategy, Listener
 
 
 def run_federation(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,33 +22,14 @@ from clients.workspace import Workspace
 from fedrec import random
 from fedrec.algorithms.base import Recommender, StatisticsRecommender, Tensors
 from fedrec.errors import RunFailed
-from fedrec.evaluation.sums import EvaluationSums
 from privacy.samplers import sample_users
-from server.aggregation import RoundSum, add_replies, mean_update, reason_of
+from server.aggregation import RoundSum, add_replies, mean_update
+from server.nodes import find_nodes
+from server.outcome import Diverged, Outcome
 from server.settings import EvaluationSettings, FederationSettings
 
 Int64 = npt.NDArray[np.int64]
 Listener = Callable[[dict[str, Any]], None]
-
-
-class Diverged(RunFailed):
-    """The devices answered, but with numbers that are not finite."""
-
-
-@dataclass
-class Outcome:
-    """What a finished federation leaves behind; ``rounds`` are the lines of ``metrics.jsonl``."""
-
-    status: str = "finished"
-    reason: str | None = None
-    rounds: list[dict[str, Any]] = field(default_factory=list)
-    best_round: int = 0
-    best_evaluation: EvaluationSums | None = None
-    best_shared: Tensors = field(default_factory=dict)
-    best_per_user: list[dict[str, npt.NDArray[Any]]] = field(default_factory=list)
-    final_shared: Tensors = field(default_factory=dict)
-    started: float = 0.0
-    ready: float = 0.0
 
 
 class FedRecStrategy(Strategy):
@@ -74,8 +54,6 @@ class FedRecStrategy(Strategy):
         self._nodes: dict[int, int] = {}
         self._open: dict[str, Any] | None = None  # the line of a round whose metrics are still to come
         self._asked = 0
-        self._since_best = 0
-        self._best_value = -np.inf
         self._silent: list[str] = []
         self._evaluating = False
         self._personal_bytes = 0.0  # of views that differ per device, over all devices asked to train
@@ -86,48 +64,12 @@ class FedRecStrategy(Strategy):
 
     # -- who ------------------------------------------------------------------------------------------------------
 
-    def wait_for_nodes(self, grid: Grid) -> None:
-        """Wait until every node is registered and has said who it is (a ServerApp starts before its nodes).
-
-        Raises:
-            RunFailed: not all did within ``federation.node_timeout``.
-        """
-        expected = self.workspace.settings.n_nodes
-        deadline = time.monotonic() + self.federation.node_timeout
-        ids: list[int] = []
-        while len(ids) < expected:
-            ids = list(grid.get_node_ids())
-            if time.monotonic() > deadline:
-                raise RunFailed(
-                    f"only {len(ids)} of {expected} nodes registered within {self.federation.node_timeout:g} s; "
-                    "raise federation.node_timeout, or use fewer federation.nodes"
-                )
-            if len(ids) < expected:
-                time.sleep(0.02)
-        content = RecordDict({"hello": ConfigRecord({})})
-        hellos = [Message(content, node, "query.hello") for node in sorted(ids)]
-        for reply in grid.send_and_receive(hellos, timeout=self.federation.node_timeout):
-            if reply.has_error():
-                raise RunFailed(f"a node failed to start: {reason_of(reply.error.reason)}")
-            self._nodes[reply.metadata.src_node_id] = int(str(reply.content.config_records["hello"]["node"]))
-        if sorted(self._nodes.values()) != list(range(expected)):
-            missing = sorted(set(range(expected)) - set(self._nodes.values()))
-            named = ", ".join(map(str, missing[:5])) + " …" * (len(missing) > 5)
-            raise RunFailed(
-                f"node{'s' * (len(missing) > 1)} {named} of {expected} did not answer within "
-                f"{self.federation.node_timeout:g} s; raise federation.node_timeout, or use fewer federation.nodes"
-            )
-
     def _evaluation_users(self) -> Int64:
         n_users, wanted = self.workspace.split.n_users, self.evaluation.users
         if not wanted or wanted >= n_users:
             return np.arange(n_users, dtype=np.int64)
         key = random.stream(self.workspace.settings.seed, "evaluated")
         return random.sample_without_replacement(key, n_users, wanted)
-
-    @property
-    def _view_bytes(self) -> int:
-        return sum(array.numpy().nbytes for array in self.view().values())
 
     def _messages(self, number: int, arrays: ArrayRecord, train: Int64, evaluate: Int64, kind: str) -> list[Message]:
         messages = []
@@ -192,8 +134,9 @@ class FedRecStrategy(Strategy):
         self._check_success(server_round, total)
         if total.devices:
             self._apply(server_round, total)
-        self._open = self._line(server_round, total, time.process_time() - started)
-        return self.view(), MetricRecord({"loss": total.loss, "devices": total.devices})
+        view = self.view()
+        self._open = self._line(server_round, total, view, time.process_time() - started)
+        return view, MetricRecord({"loss": total.loss, "devices": total.devices})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -258,8 +201,9 @@ class FedRecStrategy(Strategy):
         named = [f"user {user}: its update is not finite" for user in total.failed_users]
         return self._silent + total.failures + named
 
-    def _line(self, number: int, total: RoundSum, seconds: float) -> dict[str, Any]:
+    def _line(self, number: int, total: RoundSum, view: ArrayRecord, seconds: float) -> dict[str, Any]:
         devices = max(total.devices, 1)
+        view_bytes = sum(array.numpy().nbytes for array in view.values())
         per_item = [name for name, spec in self.algorithm.shared.items() if spec.per_item]
         line: dict[str, Any] = {
             "round": number,
@@ -272,7 +216,7 @@ class FedRecStrategy(Strategy):
             # What of the waiting for replies was not the nodes' own CPU work.
             "transport_s": max(0.0, self._waiting - sum(total.cpu.values()) / min(len(self._nodes), self._parallel)),
             "upload_bytes_per_user": total.upload_bytes / devices,
-            "download_bytes_per_user": self._view_bytes + self._personal_bytes / max(self._asked, 1),
+            "download_bytes_per_user": view_bytes + self._personal_bytes / max(self._asked, 1),
             "sparsity": {name: float((self.shared[name] == 0).float().mean()) for name in per_item},
             "update_norm": {name: float(np.sqrt(value / devices)) for name, value in total.squared_norm.items()},
         }
@@ -290,48 +234,19 @@ class FedRecStrategy(Strategy):
             line["evaluate_s"] = total.cpu.get("evaluate", 0.0)
             line["validation"] = total.evaluation.metrics("validation")
             line["test"] = total.evaluation.metrics("test")
-            self._select(line, total)
+            self.outcome.consider(
+                line["round"], total.evaluation, self._evaluated_view, total.per_user, self.workspace.protocol
+            )
         if self._evaluating and (troubles := self._silent + total.failures):
             line["failures"] = [*line.get("failures", []), *(f"evaluation: {text}" for text in troubles)][:20]
         self.outcome.rounds.append(line)
         self.listener(line)
 
-    def _select(self, line: dict[str, Any], total: RoundSum) -> None:
-        protocol = self.workspace.protocol
-        assert total.evaluation is not None
-        value = total.evaluation.metrics(protocol.select_on).get(protocol.select_metric, -np.inf)
-        best = self.outcome.best_evaluation
-        if best is not None:
-            # Where a node did not answer, the mean is over other users: such a round cannot be compared, only replaced.
-            more = total.evaluation.n_users(protocol.select_on) - best.n_users(protocol.select_on)
-            if more < 0 or (more == 0 and value <= self._best_value):
-                self._since_best += 1
-                return
-        self._best_value, self._since_best = value, 0
-        self.outcome.best_round = line["round"]
-        self.outcome.best_evaluation = total.evaluation
-        self.outcome.best_per_user = total.per_user
-        # ``_apply`` replaces tensors and never changes them in place, so no copy is needed.
-        self.outcome.best_shared = self._evaluated_view
-
     def _verdict(self, number: int) -> tuple[str, str] | None:
-        """Why the federation should stop before its last round, if it should."""
-        if self.stop():
-            return "interrupted", f"interrupted in round {number}"
-        losses = [line["loss"] for line in [*self.outcome.rounds, self._open] if line and line["loss"] is not None]
-        if losses and not (abs(losses[-1]) <= self.federation.divergence_factor * max(1.0, abs(losses[0]))):
-            return "diverged", (
-                f"training diverged in round {number}: the loss went from {losses[0]:.4g} to {losses[-1]:.4g}; "
-                "lower the learning rates, or raise federation.divergence_factor to see more of it"
-            )
-        patience = self.federation.patience
-        if patience and self._since_best >= patience:
-            protocol = self.workspace.protocol
-            return "early_stopped", (
-                f"no better {protocol.select_on} {protocol.select_metric} in the {patience} evaluations after round "
-                f"{self.outcome.best_round}"
-            )
-        return None
+        federation = self.federation
+        return self.outcome.verdict(
+            number, self._open, federation.divergence_factor, federation.patience, self.workspace.protocol
+        )
 
     def run(self, grid: Grid, parallel: int) -> Outcome:
         """All rounds. Unlike Flower's ``start`` it can stop early, and evaluates a round within the next one's message.
@@ -342,7 +257,7 @@ class FedRecStrategy(Strategy):
         self._parallel = parallel
         self.outcome.started = time.perf_counter()
         try:
-            self.wait_for_nodes(grid)
+            self._nodes = find_nodes(grid, self.workspace.settings.n_nodes, self.federation.node_timeout)
             self.outcome.ready = time.perf_counter()
             self._rounds(grid)
         except RunFailed as error:
@@ -364,7 +279,7 @@ class FedRecStrategy(Strategy):
             arrays = self.aggregate_train(number, replies)[0] or arrays
             if self._open is not None:
                 self._open["wall_s"] = time.perf_counter() - began
-            verdict = self._verdict(number)
+            verdict = ("interrupted", f"interrupted in round {number}") if self.stop() else self._verdict(number)
             if verdict is not None:
                 self.outcome.status, self.outcome.reason = verdict
                 break

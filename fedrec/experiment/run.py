@@ -40,9 +40,9 @@ from fedrec.experiment.progress import RunProgress
 from fedrec.experiment.resources import ResourceMonitor
 from fedrec.experiment.result import RunResult
 from fedrec.experiment.summary import combine, summarise
+from server.outcome import Outcome
 from server.runners import run_federation
 from server.settings import EvaluationSettings, FederationSettings, RunnerSettings, from_config
-from server.strategy import Outcome
 
 _TOP_LEVEL = {
     "name", "seed", "output_dir", "dataset", "algorithm", "protocol", "federation", "runner", "evaluation", "baselines",

@@ -14,7 +14,7 @@ import numpy as np
 from fedrec.data.split import Split
 from fedrec.evaluation.protocols import Protocol
 from fedrec.experiment.resources import ResourceMonitor
-from server.strategy import Outcome
+from server.outcome import Outcome
 
 if TYPE_CHECKING:
     from fedrec.experiment.run import Plan

@@ -15,9 +15,10 @@ from fedrec.data.interactions import UserItems
 from fedrec.data.split import Split
 from server.app import make_app
 from server.inline import InlineGrid
+from server.outcome import Outcome
 from server.runners import run_federation
 from server.settings import EvaluationSettings, FederationSettings, RunnerSettings
-from server.strategy import FedRecStrategy, Outcome
+from server.strategy import FedRecStrategy
 
 FEDMF: dict[str, Any] = {
     "_target_": "fedrec.algorithms.fedmf.FedMF", "dim": 8, "item_weight_decay": 0.01, "local_epochs": 2,

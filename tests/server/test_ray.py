@@ -15,9 +15,10 @@ from clients.app import app as client_app
 from clients.workspace import Workspace
 from fedrec.data.split import Split
 from server.app import make_app
+from server.outcome import Outcome
 from server.runners import backend_config
 from server.settings import EvaluationSettings, FederationSettings, RunnerSettings
-from server.strategy import FedRecStrategy, Outcome
+from server.strategy import FedRecStrategy
 from tests.conftest import WorkspaceFactory
 from tests.server.federations import (
     FEDEASE,
