@@ -225,7 +225,7 @@ MISTAKES = [
     (["dataset=ml100k"], r"dataset=ml100k: no such choice; did you mean ml-100k\?"),
     (["experiment=fedmf_ml100"], r"did you mean fedmf_ml100k\?"),
     (["experiment=nope"], r"experiment=nope: no such choice; there are .*fedease_ml100k"),
-    (["federation=null"], r"federation=null: no such choice; there are default"),
+    (["federation=null"], r"federation=null: no such choice; there are adam, average"),
     (["algorithm=[fedmf,fedrap]"], r"no such choice"),
     (["dataset@foo=ml-1m"], r"packages \(@\) are not used"),
     (["hydra.run.dir=x"], r"output_dir=…"),
@@ -316,7 +316,15 @@ def test_a_run_that_diverges_keeps_its_results_and_exits_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (
-        run(tmp_path, "algorithm.item_learning_rate=1e6", "algorithm.user_learning_rate=1e6", "federation.rounds=20")
+        run(
+            tmp_path,
+            "federation=average",
+            "algorithm.item_learning_rate=1e6",
+            "algorithm.user_learning_rate=1e6",
+            "algorithm.item_weight_decay=0",
+            "algorithm.user_weight_decay=0",
+            "federation.rounds=20",
+        )
         == 1
     )
     (run_dir,) = runs_in(tmp_path)

@@ -76,7 +76,8 @@ def test_fedmf_with_a_server_adam_beats_popularity_by_far(tmp_path: Path) -> Non
 
 LOCAL_ONLY = (
     # Sixty negatives a positive and high rates do in five rounds what the published settings do in a hundred.
-    "algorithm=fedrap", "algorithm.negatives=60", "algorithm.local_epochs=3", "algorithm.item_learning_rate=4000",
+    "algorithm=fedrap_published", "federation=average", "algorithm.negatives=60", "algorithm.local_epochs=3",
+    "algorithm.item_learning_rate=4000",
     "algorithm.personal_learning_rate=4000", "algorithm.lambda_=0", "algorithm.mu=0", "federation.rounds=1",
     "baselines.ease=false", "baselines.local_only=true", "baselines.local_only_rounds=5",
     "baselines.local_only_users=300",

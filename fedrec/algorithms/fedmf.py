@@ -33,7 +33,7 @@ from fedrec.errors import ConfigError
 class FedMF(GradientRecommender):
     """score(u, i) = ⟨p_u, q_i⟩; ``item`` q is shared, ``user`` p private.
 
-    With server Adam (``federation.server_optimizer=adam``) the item learning rate only sets the scale of the upload;
+    With server Adam (``federation=adam``) the item learning rate only sets the scale of the upload;
     Adam removes it.
     """
 
