@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from clients.workspace import Workspace
 from fedrec.data.split import Split
@@ -14,6 +15,10 @@ from fedrec.data.synthetic import SyntheticConfig, generate
 from fedrec.evaluation.protocols import Protocol, make_split
 
 WorkspaceFactory = Callable[..., Workspace]
+
+# Machines are noisy, and the first example of a kernel compiles it: nothing here is timed.
+settings.register_profile("fedrec", deadline=None)
+settings.load_profile("fedrec")
 
 
 @pytest.fixture(scope="session")
