@@ -85,7 +85,7 @@ class FederationSettings:
 
     def optimizer(self) -> ServerOptimizer:
         return ServerOptimizer(
-            self.server_optimizer,  # type: ignore[arg-type]  # checked by the optimiser itself
+            cast(Any, self.server_optimizer),  # checked by the optimiser itself
             self.server_learning_rate, self.server_beta1, self.server_beta2, self.server_tau,
             self.server_bias_correction,
         )  # fmt: skip

@@ -35,7 +35,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -195,7 +195,7 @@ class Recommender(ABC):
     @classmethod
     def from_config(cls, options: Mapping[str, Any], problem: Problem) -> Self:
         """An instance from the keys of its configuration file; unknown keys and bad values are ConfigErrors."""
-        known = {f.name: f for f in dataclasses.fields(cls) if f.name != "problem"}  # type: ignore[arg-type]
+        known = {f.name: f for f in dataclasses.fields(cast(Any, cls)) if f.name != "problem"}
         for key in options:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)

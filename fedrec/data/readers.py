@@ -19,7 +19,6 @@ from fedrec.errors import ConfigError, DataError
 
 DUPLICATES = ("error", "first", "last")
 UNKNOWN = ("error", "drop")
-FOLDS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)

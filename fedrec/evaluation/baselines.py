@@ -100,11 +100,6 @@ def ease_skip_reason(
     return None
 
 
-def ease_fits(n_items: int, *, max_items: int = EASE_MAX_ITEMS, available_bytes: int | None = None) -> bool:
-    """Whether EASE is computed for a catalogue of this size (``ease_skip_reason`` says why not)."""
-    return ease_skip_reason(n_items, max_items=max_items, available_bytes=available_bytes) is None
-
-
 def evaluate_popularity(split: Split, protocol: Protocol, seed: int) -> EvaluationSums:
     """Everybody is recommended the most popular items that they do not have yet."""
     scores = popularity_scores(split)
@@ -119,7 +114,7 @@ def evaluate_ease(split: Split, protocol: Protocol, seed: int, *, regularization
     """EASE fitted on all training rows; each user's query is the training row, for validation and test alike.
 
     Raises:
-        ConfigError: the catalogue is too big (ask ``ease_fits`` first).
+        ConfigError: the catalogue is too big (ask ``ease_skip_reason`` first).
     """
     reason = ease_skip_reason(split.n_items)
     if reason is not None:

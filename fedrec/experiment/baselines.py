@@ -53,7 +53,6 @@ def local_only(
     evaluation: EvaluationSettings,
     folder: Path,
     documents: Mapping[str, Mapping[str, Any]],
-    best_round: int,
     console: Console,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
@@ -75,11 +74,15 @@ def local_only(
         "per_user_metrics": False,
     }
     try:
-        Workspace.create(folder, sample, documents["algorithm"], documents["protocol"], settings)
+        features = algorithm.problem.item_features
+        Workspace.create(
+            folder, sample, documents["algorithm"], documents["protocol"], settings,
+            None if features is None else features.numpy(),
+        )  # fmt: skip
         with console.status(f"local-only: {rounds} rounds without aggregation"):
             outcome = run_federation(
                 Workspace.open(folder),
-                FederationSettings(rounds=rounds, min_success=0.0),
+                FederationSettings(rounds=rounds),
                 EvaluationSettings(every=max(1, rounds // 5), private_state=evaluation.private_state),
                 RunnerSettings(name="inline"),
                 stop=stop,

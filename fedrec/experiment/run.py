@@ -68,8 +68,8 @@ class Plan:
         self.baselines = _checked_baselines(config["baselines"])
         if self.runner.device.startswith("cuda") and not torch.cuda.is_available():
             raise ConfigError(f"runner.device={self.runner.device}: no usable GPU here; write runner.device=cpu")
-        # Before the data is loaded: a misspelt setting must not cost a download.
-        build(config["algorithm"], Problem(1, 1, seed))
+        # Before the data is loaded: a misspelt setting must not cost a download. Content models look at item features.
+        build(config["algorithm"], Problem(1, 1, seed, torch.zeros(1, 1)))
         self.data: Interactions = load_dataset(config["dataset"], say=say)
         self.features = item_features(self.data)
         self.algorithm: Recommender = build(
@@ -178,11 +178,10 @@ def _run_one(
             if not finished:
                 raise RunFailed(outcome.reason or f"{outcome.status} before the first round was over")
             if outcome.status in ("finished", "early_stopped") and not interrupted.is_set():
-                rounds = outcome.best_round or plan.federation.rounds
                 baselines["local_only"] = local_only(
                     plan.baselines, plan.algorithm, split, plan.evaluation, devices.with_name("local-only"),
                     {"algorithm": plan.config["algorithm"], "protocol": _protocol_dict(protocol), "settings": settings},
-                    rounds, console, interrupted.is_set,
+                    console, interrupted.is_set,
                 )  # fmt: skip
                 if interrupted.is_set():
                     outcome.status, outcome.reason = (
