@@ -7,6 +7,7 @@ differ per device), ``cohort`` (ids of the users to train and to evaluate) and `
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ import numpy.typing as npt
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients.messages import named_arrays, read_view, record
+from clients.messages import Arrays, named_arrays, read_view, record
 from clients.node import NodeResult, PersonalViews, decode_dense, run_task
+from clients.protection import Protection, noise_generator
 from clients.wire import Codec
 from clients.workspace import Workspace
 
@@ -54,8 +56,21 @@ def _work(message: Message, context: Context) -> Message:
         cohort["train"].astype(np.int64),
         cohort["evaluate"].astype(np.int64),
         _personal(named_arrays(content.array_records["personal"])),
+        _protection(workspace, task, cohort, node),
     )
     return Message(reply_content(workspace, result, node), reply_to=message)
+
+
+def _protection(workspace: Workspace, task: ConfigRecord, cohort: Arrays, node: int) -> Protection:
+    settings = workspace.settings
+    return Protection(
+        clip=float(str(task["clip"])),
+        noise=float(str(task["noise"])),
+        count_noise=float(str(task["count_noise"])),
+        padded_rows=settings.padded_rows,
+        watch=frozenset(cohort["watch"].tolist()),
+        generator=noise_generator(settings.noise_seed, int(str(task["round"])), node),
+    )
 
 
 def _personal(arrays: dict[str, npt.NDArray[Any]]) -> PersonalViews | None:
@@ -86,6 +101,7 @@ def reply_content(workspace: Workspace, result: NodeResult, node: int) -> Record
     metrics: dict[str, int | float | list[int] | list[float]] = {
         "node": node,
         "devices": update.devices,
+        "unclipped": update.unclipped,
         "loss": update.loss,
         "steps": update.steps,
         "upload_bytes": update.upload_bytes,
@@ -106,4 +122,16 @@ def reply_content(workspace: Workspace, result: NodeResult, node: int) -> Record
     if algorithm.needs_user_updates:
         stacked = {name: np.stack([t.numpy() for t in values]) for name, values in update.user_updates.items()}
         records["users"] = record({"users": np.asarray(update.users, dtype=np.int64), **stacked})
+    if update.views:
+        users, rows, values = zip(*update.views, strict=True)
+        records["views"] = record(
+            {"users": np.asarray(users), "indptr": _pointers(rows), "rows": np.concatenate(rows),
+             "values": np.concatenate(values)}
+        )  # fmt: skip
+    if result.row_sets is not None:
+        records["row_sets"] = record(dict(zip(("users", "indptr", "rows"), result.row_sets, strict=True)))
     return RecordDict(records)
+
+
+def _pointers(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)

@@ -8,7 +8,7 @@ as a tensor and take the other path.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -77,9 +77,12 @@ def train_fused(
     n_items: int,
     round_number: int,
     chunk_rows: int,
+    clip: float = math.inf,
+    squares: Mapping[str, float] | None = None,
 ) -> CohortUpdate:
     """One round of local training of all devices of ``cohort``, device by device; as
-    ``clients.training.train_cohort``."""
+    ``clients.training.train_cohort``. ``clip`` bounds each device's whole update, ``squares`` are the shared tensors' Σ
+    squares."""
     form = algorithm.dot_product(round_number - 1)
     assert form is not None
     local = algorithm.local
@@ -108,8 +111,9 @@ def train_fused(
             cohort.shuffle_keys, local.pairwise, local.negatives, local.epochs, local.batch_size, local.tolerance,
         )  # fmt: skip
         filled = train_devices(
-            visits, item, offset, vectors, biases, rates, shrinks, float(form.repel), float(form.l1), report
-        )
+            visits, item, offset, vectors, biases, rates, shrinks, float(form.repel), float(form.l1), float(clip),
+            float((squares or {}).get(form.item, 0.0)), report,
+        )  # fmt: skip
         good = report.good
         written = {form.user: vectors[good]}
         if form.bias:
@@ -120,7 +124,7 @@ def train_fused(
             if name and rows.own
         }
         store.commit(users[good], written, tables)
-        _add(update, algorithm, form, codec, report, users, cohort.touched[members])
+        _add(update, algorithm, codec, report, users, cohort.touched[members], clip)
     return update
 
 
@@ -164,13 +168,14 @@ def _own_rows(store: DeviceStore, name: str, users: Int64, buffers: dict[str, tu
 def _report(n_devices: int, sums: Float32, counts: Int64) -> Report:
     return Report(
         np.zeros(n_devices, dtype=np.bool_), np.zeros(n_devices), np.zeros(n_devices, dtype=np.int64),
-        np.zeros(n_devices), np.zeros(n_devices, dtype=np.int64), np.ones((n_devices, 4)), sums, counts,
+        np.zeros(n_devices), np.zeros(n_devices, dtype=np.int64), np.ones((n_devices, 4)), np.zeros(n_devices),
+        np.ones(n_devices), sums, counts,
     )  # fmt: skip
 
 
 def _add(
-    update: CohortUpdate, algorithm: GradientRecommender, form: DotProduct, codec: Codec,
-    report: Report, users: Int64, touched: Int64,
+    update: CohortUpdate, algorithm: GradientRecommender, codec: Codec, report: Report, users: Int64, touched: Int64,
+    clip: float,
 ) -> None:  # fmt: skip
     good = report.good
     update.failed += users[~good].tolist()
@@ -178,9 +183,10 @@ def _add(
     update.devices += int(good.sum())
     update.loss += float(report.loss[good].sum())
     update.steps += int(report.steps[good].sum())
+    update.unclipped += float((report.norm[good] <= clip).sum())
     for name, spec in algorithm.shared.items():
         if spec.weight_decay:
-            update.decay[name] += float((report.decay[good, 0] - 1.0).sum())
+            update.decay[name] += float((report.factor[good] * (report.decay[good, 0] - 1.0)).sum())
         update.squared_norm[name] = update.squared_norm.get(name, 0.0) + float(report.squares[good].sum())
         sent = report.nonzero if codec.kind == "nonzero" else touched
         sizes = codec.device_bytes(

@@ -52,8 +52,8 @@ class Rows(NamedTuple):
 
 class Report(NamedTuple):
     """Per device: whether its update is finite, mean loss, steps, Σ squares and nonzero entries of its shared update,
-    decay products of (item, personal, user, bias); ``sums`` [n_items, d] and ``counts`` [n_items] add up the good
-    devices."""
+    decay products of (item, personal, user, bias), the L2 norm of the whole shared update and the factor that clips it;
+    ``sums`` [n_items, d] and ``counts`` [n_items] add up the good devices, clipped."""
 
     good: npt.NDArray[np.bool_]
     loss: Float64
@@ -61,6 +61,8 @@ class Report(NamedTuple):
     squares: Float64
     nonzero: Int64
     decay: Float64  # [B, 4]
+    norm: Float64
+    factor: Float64
     sums: Float32
     counts: Int64
 
@@ -112,17 +114,34 @@ def _difference(base: Float32, rows: Int32, value: Float32, decay: float) -> tup
     return squares, nonzero
 
 
+@njit(cache=True, fastmath=REORDER, error_model="numpy")
+def _whole_norm(base: Float32, rows: Int32, delta: Float32, decay: float, view_squares: float) -> float:
+    """The L2 norm of a whole update: delta + (P − 1)·base on the device's rows, (P − 1)·base on all others.
+
+    ``view_squares`` is Σ base² over all rows.
+    """
+    shrunk = decay - 1.0
+    squares, own = 0.0, 0.0
+    for t in range(rows.size):
+        moved, start = delta[t], base[rows[t]]
+        for k in range(moved.size):
+            whole = np.float64(moved[k]) + shrunk * np.float64(start[k])
+            squares += whole * whole
+            own += np.float64(start[k]) * np.float64(start[k])
+    return float(np.sqrt(squares + shrunk * shrunk * max(view_squares - own, 0.0)))
+
+
 @njit(cache=True, error_model="numpy")
 def train_devices(
     visits: Visits, item: Rows, personal: Rows, users: Float32, biases: Float32,
-    rates: Float64, shrinks: Float64, repel: float, l1: float, report: Report,
+    rates: Float64, shrinks: Float64, repel: float, l1: float, clip: float, view_squares: float, report: Report,
 ) -> int:  # fmt: skip
     """Local training of the devices ``visits.members``; returns how many rows of ``new`` the good ones fill.
 
     ``users`` float32[B, d] and ``biases`` float32[B] are trained in place. ``rates`` and ``shrinks`` (rate · weight
     decay) float64[steps, 4] are those of (item, personal, user, bias) at every local step. ``personal.base`` is empty
-    when the method has no personal view. Mini-batches, early stop and update order are those of
-    ``clients.training.local_sgd``.
+    when the method has no personal view. Updates enter the sums clipped to L2 norm ``clip``. Mini-batches, early stop
+    and update order are those of ``clients.training.local_sgd``.
     """
     width = users.shape[1]
     both = personal.base.shape[0] > 0
@@ -198,7 +217,7 @@ def train_devices(
             if both:
                 catch_up(everything, rows.size, d, seen_d, decay[1])
         report.loss[i], report.steps[i] = total / visited, step
-        if _close(item, personal, i, rows, filled, c, d, user, biases[i], total, report):
+        if _close(item, personal, i, rows, filled, c, d, user, biases[i], total, clip, view_squares, report):
             filled += rows.size
     return filled
 
@@ -206,7 +225,7 @@ def train_devices(
 @njit(cache=True, error_model="numpy")
 def _close(
     item: Rows, personal: Rows, i: int, rows: Int32, filled: int, c: Float32, d: Float32,
-    user: Float32, bias: np.float32, total: float, report: Report,
+    user: Float32, bias: np.float32, total: float, clip: float, view_squares: float, report: Report,
 ) -> bool:  # fmt: skip
     """Report device ``i``; add it to the sums, and prepare what is stored of it, unless a value is not finite."""
     decay = report.decay[i]
@@ -220,18 +239,22 @@ def _close(
         good = _finite(item, i, rows, filled, c, decay[0]) and good
     else:
         report.squares[i], report.nonzero[i] = _difference(item.base, rows, c, decay[0])
-        good = good and np.isfinite(report.squares[i])
+        if np.isfinite(clip):
+            report.norm[i] = _whole_norm(item.base, rows, c, decay[0], view_squares)
+            report.factor[i] = min(1.0, clip / (report.norm[i] + 1e-6))
+        good = good and np.isfinite(report.squares[i]) and np.isfinite(report.norm[i])
     report.good[i] = good
     if not good:
         return False
     if item.own:
         item.log_scale[i] += np.log(decay[0])
     else:
+        factor = np.float32(report.factor[i])
         for t in range(rows.size):
             report.counts[rows[t]] += 1
             target, delta = report.sums[rows[t]], c[t]
             for k in range(user.size):
-                target[k] += delta[k]
+                target[k] += factor * delta[k]
     if both:
         personal.log_scale[i] += np.log(decay[1])
     return True

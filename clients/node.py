@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from clients.cohort import draw_examples
+from clients.protection import Protection
 from clients.scoring import chunk_size, scores
 from clients.store import DeviceStore
 from clients.training import train_cohort
@@ -34,6 +35,7 @@ class NodeResult:
     evaluation: EvaluationSums | None = None
     statistics: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     per_user: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    row_sets: tuple[Int64, Int64, npt.NDArray[np.int32]] | None = None  # users, pointers, rows; under watch only
     cpu: dict[str, float] = field(default_factory=dict)
 
 
@@ -58,8 +60,11 @@ def run_task(
     train_users: Int64,
     evaluate_users: Int64,
     personal: PersonalViews | None = None,
+    protection: Protection | None = None,
 ) -> NodeResult:
     """Evaluate ``evaluate_users`` on ``shared`` as it stands after the previous round, then train ``train_users``.
+
+    ``protection`` says what devices do to their updates before they leave; by default nothing.
 
     Raises:
         ValueError: a user of another node.
@@ -73,7 +78,7 @@ def run_task(
             raise ValueError(f"node {node} hosts users {users.start}…{users.stop - 1}, got {asked.min()}…{asked.max()}")
     folder = workspace.folder / f"node-{node:05d}"
     store = DeviceStore(folder, algorithm.private, users, settings.seed)
-    result = NodeResult(CohortUpdate({}, {}, torch.zeros(0, dtype=torch.int64)))
+    result = NodeResult(_nothing())
     personal = personal or PersonalViews(np.zeros(0, dtype=np.int64), {})
     clock = _Clock(result.cpu)
     if train_users.size:
@@ -86,16 +91,21 @@ def run_task(
         )
     clock.lap("evaluate")
     if train_users.size:
-        if isinstance(algorithm, GradientRecommender):
+        if isinstance(algorithm, StatisticsRecommender):
+            _contribute(workspace, algorithm, shared, train_users, round_number, protection or Protection(), result)
+        elif isinstance(algorithm, GradientRecommender) and settings.local_dp is not None:
+            result.update = _train_examples(workspace, algorithm, shared, store, train_users, round_number, protection)
+        elif isinstance(algorithm, GradientRecommender):
             cohort = draw_examples(workspace.split, train_users, algorithm.local, settings.seed, round_number)
             clock.lap("sample")
             result.update = train_cohort(
                 algorithm, shared, personal.of(train_users), store, cohort, settings.upload,
                 n_items=workspace.split.n_items, round_number=round_number, chunk_rows=settings.chunk_rows,
                 device=resolve_device(settings.device), fused=settings.fused, counts_asked=settings.aggregation_counts,
+                protection=protection,
             )  # fmt: skip
-        elif isinstance(algorithm, StatisticsRecommender):
-            result.update, result.statistics = _contribute(workspace, algorithm, shared, train_users)
+            if protection and protection.watch:
+                result.row_sets = (cohort.users, cohort.row_ptr, cohort.rows)
     clock.lap("train")
     return result
 
@@ -116,18 +126,63 @@ def resolve_device(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
+def _nothing() -> CohortUpdate:
+    return CohortUpdate({}, {}, torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+
+
 def _contribute(
-    workspace: Workspace, algorithm: StatisticsRecommender, shared: Tensors, users: Int64
-) -> tuple[CohortUpdate, dict[str, npt.NDArray[np.float32]]]:
-    sums = algorithm.contribute(shared, workspace.split.train.take(users))
-    arrays = {}
-    for name, spec in algorithm.statistics.items():
-        dense = sums[name].cpu().numpy().astype(np.float32)
-        arrays[name] = pack_symmetric(dense) if spec.symmetric else dense
+    workspace: Workspace, algorithm: StatisticsRecommender, shared: Tensors, users: Int64, round_number: int,
+    protection: Protection, result: NodeResult,
+) -> None:  # fmt: skip
+    history = workspace.split.train
+    sums = algorithm.contribute(shared, history.take(users), round_number - 1)
     update = start_update(algorithm, workspace.split.n_items)
+    for name, spec in algorithm.statistics_in(round_number - 1).items():
+        dense = sums[name].cpu().numpy().astype(np.float32)
+        if protection.noise:
+            draw = protection.generator.standard_normal(dense.shape, dtype=np.float32)
+            draw = ((draw + draw.T) / 2).astype(np.float32) if spec.symmetric else draw
+            dense = dense + np.float32(protection.noise * np.sqrt(users.size)) * draw
+        result.statistics[name] = pack_symmetric(dense) if spec.symmetric else dense
+    for user in sorted(protection.watch.intersection(users.tolist())):
+        # What a statistic says of single items: its diagonal, or itself where it has one row an item.
+        for name, own in algorithm.contribute(shared, history.take(np.asarray([user])), round_number - 1).items():
+            values = torch.diagonal(own) if algorithm.statistics[name].symmetric else own
+            if values.shape[0] == workspace.split.n_items:
+                flat = values.reshape(values.shape[0], -1).cpu().numpy().astype(np.float32)
+                rows = np.flatnonzero(np.abs(flat).sum(1))
+                update.views.append((user, rows.astype(np.int32), flat[rows]))
+                break
     update.sums, update.devices, update.users = {}, len(users), users.tolist()
-    update.upload_bytes = len(users) * sum(a.nbytes for a in arrays.values())
-    return update, arrays
+    update.upload_bytes = len(users) * sum(a.nbytes for a in result.statistics.values())
+    result.update = update
+
+
+def _train_examples(
+    workspace: Workspace, algorithm: GradientRecommender, shared: Tensors, store: DeviceStore, users: Int64,
+    round_number: int, protection: Protection | None,
+) -> CohortUpdate:  # fmt: skip
+    """DP-SGD on single interactions: device by device, or on all of a silo's together."""
+    # Opacus takes a second to import, and only silos may want it.
+    from clients.example_dp import train_example_dp
+
+    settings, split = workspace.settings, workspace.split
+    local = settings.local_dp
+    assert local is not None
+    common: dict[str, Any] = {
+        "n_items": split.n_items, "seed": settings.seed, "round_number": round_number,
+        "sample_rate": local["sample_rate"], "steps": local["steps"], "expected_batch": local["expected_batch"],
+        "noise_multiplier": local["noise_multiplier"], "max_grad_norm": local["max_grad_norm"],
+        "noise_seed": settings.noise_seed,
+    }  # fmt: skip
+    if settings.mode == "silo":
+        from clients.silo import train_silo
+
+        return train_silo(
+            algorithm, shared, store, split.train, store.users, optimizer=str(local["optimizer"]), **common
+        )
+    watch = protection.watch if protection else frozenset()
+    return train_example_dp(algorithm, shared, store, split.train, users, keep_users=watch, **common)
 
 
 def _evaluate(

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from clients.cohort import Chunk, CohortExamples, chunks
 from clients.fused import train_fused, why_not
+from clients.protection import Protection, add_noise, decoys, sent_rows, squares_of, whole_norms
 from clients.store import DeviceStore
 from clients.update import CohortUpdate, start_update
 from clients.wire import Codec
 from fedrec.algorithms.base import GradientRecommender, Tensors, TensorSpec
 from fedrec.errors import ConfigError
+from privacy.clipping import clip_factors
 
 Int64 = npt.NDArray[np.int64]
 
@@ -126,25 +128,40 @@ def absorb(
     chunk: Chunk,
     store: DeviceStore,
     codec: Codec,
+    shared: Tensors,
+    squares: Mapping[str, float],
+    protection: Protection,
 ) -> None:
-    """Add a trained chunk to the node's sum and write its private state. Devices whose update is not finite are left
-    out."""
+    """Add a trained chunk to the node's sum, clipped device by device, and write its private state.
+
+    Devices whose update is not finite are left out. ``squares`` are the shared tensors' Σ squares.
+    """
     users = chunk.examples.users[chunk.devices]
     params = {name: value.cpu() for name, value in trained.params.items()}
     decay = {name: value.cpu() for name, value in trained.decay.items()}
+    sent = sent_rows(chunk.valid, protection.padded_rows, protection.generator)
     deltas: Tensors = {}
     norms: Tensors = {}
     for name, spec in algorithm.shared.items():
         factor = decay[name].float().view(-1, *[1] * (params[name].ndim - 1))
         delta = params[name] - (before[name] * factor if spec.per_item else before[name])
         if spec.per_item:
-            delta = torch.where(chunk.valid.view(*chunk.valid.shape, *[1] * (delta.ndim - 2)), delta, 0.0)
+            delta = torch.where(sent.view(*chunk.valid.shape, *[1] * (delta.ndim - 2)), delta, 0.0)
             delta = codec.lossy(delta.reshape(*chunk.valid.shape, -1), spec.shape[0]).view_as(delta)
         deltas[name] = delta
         norms[name] = delta.reshape(len(users), -1).double().square().sum(1)
     good = torch.isfinite(trained.loss.cpu())
     for value in (*norms.values(), *(params[name].reshape(len(users), -1).sum(1) for name in algorithm.private)):
         good &= torch.isfinite(value)
+    factor = torch.ones(len(users), dtype=torch.float64)
+    if math.isfinite(protection.clip):
+        norm = whole_norms(algorithm, before, deltas, decay, chunk, squares)
+        good &= torch.isfinite(norm)
+        factor = clip_factors(norm, protection.clip)
+        update.unclipped += float((norm[good] <= protection.clip).sum())
+        deltas = {
+            name: delta * factor.to(delta.dtype).view(-1, *[1] * (delta.ndim - 1)) for name, delta in deltas.items()
+        }
     update.failed += users[~good.numpy()].tolist()
     keep = torch.nonzero(good).squeeze(1)
     owner, column = torch.nonzero(chunk.valid & good.unsqueeze(1), as_tuple=True)
@@ -155,12 +172,14 @@ def absorb(
             moved = deltas[name][owner, column].reshape(len(row), width)  # len(row) may be 0: the width cannot be -1
             update.sums[name].view(spec.shape[0], width).index_add_(0, row, moved)
             if spec.weight_decay:
-                update.decay[name] += float((decay[name][keep] - 1.0).sum())
+                update.decay[name] += float((factor * (decay[name] - 1.0))[keep].sum())
         else:
             update.sums[name] += deltas[name][keep].sum(0)
         update.squared_norm[name] = update.squared_norm.get(name, 0.0) + float(norms[name][keep].sum())
     if any(spec.per_item for spec in algorithm.shared.values()):
-        update.counts += torch.bincount(row, minlength=update.counts.numel())
+        update.counts += torch.bincount(chunk.items[sent & good.unsqueeze(1)], minlength=update.counts.numel())
+        if protection.single_devices:
+            _single_devices(update, algorithm, deltas, decay, factor, chunk, sent, keep, shared, codec, protection)
     update.devices += len(keep)
     update.users += users[good.numpy()].tolist()
     update.loss += float(trained.loss.cpu()[keep].double().sum())
@@ -181,6 +200,37 @@ def absorb(
         },
         {name: decay[name][keep] for name, spec in algorithm.private.items() if spec.per_item},
     )
+
+
+def _single_devices(
+    update: CohortUpdate, algorithm: GradientRecommender, deltas: Tensors, decay: Tensors, factor: Tensor,
+    chunk: Chunk, sent: Tensor, keep: Tensor, shared: Tensors, codec: Codec, protection: Protection,
+) -> None:  # fmt: skip
+    """Pad each device's rows with decoys, and record the uploads of watched users as the server would see them."""
+    name, spec = next((name, spec) for name, spec in algorithm.shared.items() if spec.per_item)
+    everything = np.arange(spec.shape[0])
+    for b in keep.tolist():
+        rows = chunk.items[b][sent[b]].numpy()
+        values = deltas[name][b][sent[b]].flatten(1).numpy()
+        if protection.padded_rows:
+            extra = decoys(rows, spec.shape[0], protection.padded_rows - rows.size, protection.generator)
+            update.counts[extra] += 1
+            rows = np.concatenate([rows, extra])
+            values = np.concatenate([values, np.zeros((extra.size, values.shape[1]), dtype=np.float32)])
+        user = int(chunk.examples.users[chunk.devices[b]])
+        if user not in protection.watch:
+            continue
+        if codec.kind == "dense" and not protection.padded_rows:
+            whole = float(factor[b] * (decay[name][b] - 1.0)) * shared[name].flatten(1).numpy()
+            whole[rows] += values
+            rows, values = everything, whole
+        if protection.noise:
+            own = (protection.noise * protection.generator.standard_normal(values.shape)).astype(np.float32)
+            values = values + own
+            update.sums[name].flatten(1)[rows] += torch.from_numpy(own)
+            update.noised[rows] += 1
+        order = np.argsort(rows)
+        update.views.append((user, rows[order].astype(np.int32), values[order].astype(np.float32)))
 
 
 def device_bytes(algorithm: GradientRecommender, codec: Codec, chunk: Chunk, deltas: Tensors) -> Tensor:
@@ -225,27 +275,44 @@ def train_cohort(
     device: str = "cpu",
     fused: str = "auto",
     counts_asked: bool = False,
+    protection: Protection | None = None,
 ) -> CohortUpdate:
     """One round of local training of all devices of ``cohort`` (round numbers count from 1)."""
     if fused not in ("auto", "on", "off"):
         raise ConfigError(f"runner.fused={fused!r}: write auto, on or off")
-    obstacle = why_not(algorithm, personal, codec, device, round_number - 1) if fused != "off" else "switched off"
+    protection = protection or Protection()
+    obstacle: str | None = "switched off"
+    if fused != "off":
+        obstacle = protection.single_devices or why_not(algorithm, personal, codec, device, round_number - 1)
     if fused == "on" and obstacle:
         raise ConfigError(
             f"runner.fused=on: {obstacle}; write runner.fused=auto to train it as a batched tensor program"
         )
+    squares = squares_of(shared) if math.isfinite(protection.clip) else dict.fromkeys(shared, 0.0)
     if not obstacle:
         update = train_fused(
-            algorithm, shared, store, cohort, codec, n_items=n_items, round_number=round_number, chunk_rows=chunk_rows
-        )
+            algorithm, shared, store, cohort, codec, n_items=n_items, round_number=round_number, chunk_rows=chunk_rows,
+            clip=protection.clip, squares=squares,
+        )  # fmt: skip
     else:
         update = start_update(algorithm, n_items)
         for chunk in chunks(cohort, algorithm.local, chunk_rows):
             before = gather(algorithm, shared, personal, store, chunk, torch.device(device))
             start = {name: before[name].cpu().clone() for name in algorithm.shared}
             trained = local_sgd(algorithm, before, chunk, round_number - 1)
-            absorb(update, algorithm, start, trained, chunk, store, codec)
+            absorb(update, algorithm, start, trained, chunk, store, codec, shared, squares, protection)
+    if protection.padded_rows:
+        update.upload_bytes = update.devices * padded_bytes(algorithm, codec, protection.padded_rows)
     if counts_asked:
         # A mean over contributors needs to know which items a device touched: one bit each.
         update.upload_bytes += update.devices * -(-n_items // 8)
+    add_noise(update, algorithm, shared, protection)
     return update
+
+
+def padded_bytes(algorithm: GradientRecommender, codec: Codec, rows: int) -> int:
+    """What a device uploads that sends ``rows`` rows of every per-item tensor."""
+    return sum(
+        rows * (4 + math.prod(spec.shape[1:]) * codec.value_bytes) if spec.per_item else math.prod(spec.shape) * 4
+        for spec in algorithm.shared.values()
+    )

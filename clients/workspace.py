@@ -6,6 +6,7 @@ The driver writes it once, before training; nodes open it read-only. Private sta
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -42,6 +43,11 @@ class ClientSettings:
     aggregation_counts: bool = False
     per_user_metrics: bool = False
     private_state: str = "after_round"
+    mode: str = "devices"  # or silo: a node is one data holder
+    local_dp: Mapping[str, Any] | None = None  # DP-SGD on devices or in silos: rate, steps, noise, clipping, …
+    padded_rows: int = 0
+    noise_seed: int | None = None
+    privacy_mu: float | None = None  # the planned budget; None: no privacy
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,8 @@ def _open(folder: str, stamp: int) -> Workspace:
     features = None
     if (data / "item_features.npy").exists():
         features = torch.from_numpy(np.load(data / "item_features.npy", allow_pickle=False))
-    problem = Problem(split.n_users, split.n_items, settings.seed, features)
+    mu = math.inf if settings.privacy_mu is None else settings.privacy_mu
+    problem = Problem(split.n_users, split.n_items, settings.seed, features, mu)
     algorithm = build(document["algorithm"], problem)
     if settings.local_only:
         if not isinstance(algorithm, GradientRecommender):

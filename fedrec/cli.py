@@ -1,4 +1,4 @@
-"""The command line: ``fedrec run | report | data | doctor``.
+"""The command line: ``fedrec run | budgets | report | data | doctor``.
 
 Exit codes: 0 done; 1 a check failed (training diverged, too few devices); 2 unusable configuration or input, in one
 line; 130 interrupted, with what was finished kept.
@@ -35,6 +35,30 @@ examples:
   fedrec run -m experiment=fedmf_ml100k seed=0,1,2
   fedrec run --config outputs/fedmf_ml100k/2025-01-31_12-00-00/config.yaml seed=1
   fedrec run dataset=synthetic dataset.users=10000 federation.sampler=fixed federation.fraction=0.1
+"""
+
+
+_BUDGETS_HELP = """\
+Run the same experiment over a list of privacy budgets, methods and seeds: one table, one plot.
+
+Every run is an ordinary run directory in OUTPUT_DIR/NAME/METHOD/epsilon-E/seed-S. The same command again runs only what
+is missing, so an interrupted comparison goes on where it stopped, and a longer list costs only what is new.
+Results: budgets.md, .csv, .json, .png, .svg and .html in OUTPUT_DIR/NAME.
+
+settings (besides all of `fedrec run`):
+  budgets.epsilons=[1,2,4,8,inf]    inf: the same method without clipping and noise
+  budgets.seeds=[0,1,2]             with two or more there are confidence intervals
+  +budgets.methods.NAME=[…]         one line of the plot: the overrides that make it; without any: the configured method
+  budgets.metric=ndcg@10            what is drawn (the table has HR@10 and NDCG@10)
+  attack=membership                 mount an attack on every run; its success is drawn below
+
+examples:
+  fedrec budgets experiment=budgets_ml100k
+  fedrec budgets experiment=budgets_ml100k budgets.epsilons=[0.5,1] budgets.seeds=[0,1,2,3,4]
+  fedrec budgets experiment=budgets_ml100k '~budgets.methods.fedmf'
+  fedrec budgets algorithm=fedease_private privacy=user_dp federation.sampler=all attack=membership runner=inline
+  fedrec budgets privacy=user_dp name=clipping '+budgets.methods.tight=["privacy.max_grad_norm=0.1"]' \\
+      '+budgets.methods.loose={overrides:["privacy.max_grad_norm=1"],by_epsilon:{"8":["federation.rounds=40"]}}'
 """
 
 
@@ -86,6 +110,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--cfg", action="store_true", help="print the configuration that would run, and stop")
     run.set_defaults(function=_run)
+
+    plain = argparse.RawDescriptionHelpFormatter
+    budgets = commands.add_parser(
+        "budgets", help="privacy budgets compared", description=_BUDGETS_HELP, formatter_class=plain
+    )
+    budgets.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=choice or key=value")
+    budgets.set_defaults(function=_budgets)
 
     report = commands.add_parser("report", help="draw a run's report, or several side by side")
     report.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
@@ -187,6 +218,33 @@ def _exit_code(results: Sequence[RunResult]) -> int:
     if any(result.status == "interrupted" for result in results):
         return 130
     return 1 if any(result.status in ("diverged", "failed") for result in results) else 0
+
+
+def _budgets(arguments: argparse.Namespace, console: Console) -> int:
+    from fedrec.experiment.budgets import check_runs, plan_comparison
+    from fedrec.experiment.budgets_files import write_numbers, write_pictures
+    from fedrec.experiment.budgets_runs import run_all
+
+    comparison = plan_comparison(arguments.overrides)
+    with console.status("checking all configurations"):
+        data = check_runs(comparison.runs)
+    states, interrupted = run_all(comparison, data, console, lambda now: write_numbers(comparison, now))
+    table = write_numbers(comparison, states)
+    console.print(f"\n{table}", markup=False, highlight=False, soft_wrap=True)
+    for path in [comparison.folder / "budgets.md", *write_pictures(comparison, states)]:
+        console.print(
+            f"[bold]{path.suffix[1:]:<8}[/bold] {_escape(str(path.absolute()))}", highlight=False, soft_wrap=True
+        )
+    if interrupted:
+        missing = sum(state.status == "missing" for state in states)
+        console.print(
+            f"[bold red]interrupted:[/bold red] {missing} of {len(states)} runs are missing; the same command "
+            "runs them",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return 130
+    return 1 if any(state.status == "failed" for state in states) else 0
 
 
 def _report(arguments: argparse.Namespace, console: Console) -> int:

@@ -13,7 +13,7 @@ from flwr.app import Message
 
 from clients.messages import Arrays, fields_of, named_arrays
 from clients.wire import decode, unpack_symmetric
-from fedrec.algorithms.base import Recommender, StatisticsRecommender, Tensors
+from fedrec.algorithms.base import Recommender, StatisticsRecommender, Tensors, TensorSpec
 from fedrec.evaluation.sums import EvaluationSums
 
 
@@ -29,6 +29,7 @@ class RoundSum:
     decay: dict[str, float] = field(default_factory=dict)
     counts: npt.NDArray[np.int64] | None = None
     devices: int = 0
+    unclipped: float = 0.0
     loss: float = 0.0
     steps: int = 0
     upload_bytes: int = 0
@@ -40,6 +41,8 @@ class RoundSum:
     per_user: list[dict[str, npt.NDArray[Any]]] = field(default_factory=list)
     users: list[npt.NDArray[np.int64]] = field(default_factory=list)
     user_updates: dict[str, list[npt.NDArray[np.float32]]] = field(default_factory=dict)
+    views: list[Arrays] = field(default_factory=list)
+    row_sets: list[Arrays] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,19 @@ class _Reply:
     per_user: Arrays
     users: npt.NDArray[np.int64] | None
     user_updates: Arrays
+    views: Arrays
+    row_sets: Arrays
 
 
-def add_replies(algorithm: Recommender, replies: Sequence[Message], nodes: Mapping[int, int]) -> RoundSum:
+def add_replies(
+    algorithm: Recommender, replies: Sequence[Message], nodes: Mapping[int, int], round_index: int = 0
+) -> RoundSum:
     """Sum the replies in node order (floating-point sums must not depend on who answered first).
 
     ``nodes`` maps Flower node ids to node numbers. Bad replies and errors are named in ``failures``, and left out as a
     whole.
     """
-    specs = algorithm.statistics if isinstance(algorithm, StatisticsRecommender) else algorithm.shared
+    specs = algorithm.statistics_in(round_index) if isinstance(algorithm, StatisticsRecommender) else algorithm.shared
     total = RoundSum({name: torch.zeros(spec.shape) for name, spec in specs.items()})
     for message in sorted(replies, key=lambda m: nodes.get(m.metadata.src_node_id, -1)):
         node = nodes.get(message.metadata.src_node_id, -1)
@@ -71,7 +78,7 @@ def add_replies(algorithm: Recommender, replies: Sequence[Message], nodes: Mappi
             total.failures.append(f"node {node}: error {message.error.code}: {reason_of(message.error.reason)}")
             continue
         try:
-            reply = _read(algorithm, message)
+            reply = _read(algorithm, message, round_index)
             evaluation = _both(total.evaluation, reply.evaluation)
         except KeyError as error:
             total.failures.append(f"node {node}: reply refused: it lacks {error.args[0]}")
@@ -100,7 +107,7 @@ def _both(first: EvaluationSums | None, second: EvaluationSums | None) -> Evalua
     return first + second if first is not None and second is not None else first or second
 
 
-def _read(algorithm: Recommender, message: Message) -> _Reply:
+def _read(algorithm: Recommender, message: Message, round_index: int) -> _Reply:
     """Everything a reply holds. ValueError or KeyError when any of it cannot be used."""
     content = message.content
     found = content.metric_records["metrics"]
@@ -116,11 +123,11 @@ def _read(algorithm: Recommender, message: Message) -> _Reply:
     failed = named_arrays(content.array_records["who"])["failed"].tolist()
     per_user = named_arrays(content.array_records["per_user"])
     if not numbers["devices"]:
-        return _Reply(numbers, {}, {}, failed, evaluation, None, per_user, None, {})
+        return _Reply(numbers, {}, {}, failed, evaluation, None, per_user, None, {}, {}, {})
     arrays = named_arrays(content.array_records["update"])
     decay: dict[str, float] = {}
     if isinstance(algorithm, StatisticsRecommender):
-        update = _statistics(algorithm, arrays)
+        update = _statistics(algorithm.statistics_in(round_index), arrays)
     else:
         update, decay = _update(algorithm, arrays)
     counts = None
@@ -134,7 +141,11 @@ def _read(algorithm: Recommender, message: Message) -> _Reply:
         for name, spec in algorithm.shared.items():
             if _finite(name, own[name]).shape != (users.size, *spec.shape):
                 raise BadReply(f"the devices' {name} has shape {own[name].shape}, expected {(users.size, *spec.shape)}")
-    return _Reply(numbers, update, decay, failed, evaluation, counts, per_user, users, own)
+    views, row_sets = (
+        named_arrays(content.array_records[name]) if name in content.array_records else {}
+        for name in ("views", "row_sets")
+    )
+    return _Reply(numbers, update, decay, failed, evaluation, counts, per_user, users, own, views, row_sets)
 
 
 def _add(total: RoundSum, reply: _Reply) -> None:
@@ -143,6 +154,7 @@ def _add(total: RoundSum, reply: _Reply) -> None:
     for name, factor in reply.decay.items():
         total.decay[name] = total.decay.get(name, 0.0) + factor
     total.devices += int(reply.numbers["devices"])
+    total.unclipped += reply.numbers.get("unclipped", 0.0)
     total.loss += reply.numbers["loss"]
     total.steps += int(reply.numbers["steps"])
     total.upload_bytes += int(reply.numbers["upload_bytes"])
@@ -161,6 +173,10 @@ def _add(total: RoundSum, reply: _Reply) -> None:
         total.users.append(reply.users)
         for name, stacked in reply.user_updates.items():
             total.user_updates.setdefault(name, []).append(stacked)
+    if reply.views:
+        total.views.append(reply.views)
+    if reply.row_sets:
+        total.row_sets.append(reply.row_sets)
 
 
 def _update(algorithm: Recommender, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[Tensors, dict[str, float]]:
@@ -184,9 +200,9 @@ def _update(algorithm: Recommender, arrays: Mapping[str, npt.NDArray[Any]]) -> t
     return out, decays
 
 
-def _statistics(algorithm: StatisticsRecommender, arrays: Mapping[str, npt.NDArray[Any]]) -> Tensors:
+def _statistics(specs: Mapping[str, TensorSpec], arrays: Mapping[str, npt.NDArray[Any]]) -> Tensors:
     out: Tensors = {}
-    for name, spec in algorithm.statistics.items():
+    for name, spec in specs.items():
         values = _finite(name, np.asarray(arrays[name], dtype=np.float32))
         dense = unpack_symmetric(values, spec.shape[0]) if spec.symmetric else values
         if dense.shape != spec.shape:
@@ -208,12 +224,15 @@ def _counts(arrays: Mapping[str, npt.NDArray[Any]], n_items: int) -> npt.NDArray
     return counts
 
 
-def mean_update(total: RoundSum, algorithm: Recommender, shared: Tensors, mean: str) -> Tensors:
+def mean_update(
+    total: RoundSum, algorithm: Recommender, shared: Tensors, mean: str, divisor: float | None = None
+) -> Tensors:
     """The mean over participants, or of per-item tensors over the devices that touched an item.
 
     Weight decay acts on every row of every participant, so it is always averaged over all of them.
+    ``divisor`` replaces the number of participants (a private mean divides by a public number).
     """
-    devices = max(total.devices, 1)
+    devices = divisor or max(total.devices, 1)
     out = {}
     for name, value in total.sums.items():
         if mean == "contributors" and algorithm.shared[name].per_item and total.counts is not None:

@@ -41,13 +41,15 @@ class Outcome:
         shared: Tensors,
         per_user: list[dict[str, npt.NDArray[Any]]],
         protocol: Protocol,
+        latest: bool = False,
     ) -> None:
-        """Take a round as the best so far if the protocol's selection metric says so; ``shared`` is the view it had.
+        """Take a round as the best so far if the protocol's selection metric says so, or because it is the ``latest``;
+        ``shared`` is the view it had.
 
         The tensors are kept, not copied: the server replaces its tensors and never changes them in place.
         """
         part, metric = protocol.select_on, protocol.select_metric
-        if self.best_evaluation is not None:
+        if self.best_evaluation is not None and not latest:
             # Where a node did not answer, the mean is over other users: such a round cannot be compared, only replaced.
             more = found.n_users(part) - self.best_evaluation.n_users(part)
             best = self.best_evaluation.metrics(part).get(metric, -np.inf)

@@ -14,9 +14,11 @@ from typing import Any
 
 from clients.workspace import Workspace
 from fedrec.errors import ConfigError
+from server.guard import Guard
 from server.outcome import Outcome
 from server.settings import EvaluationSettings, FederationSettings, RunnerSettings
 from server.strategy import FedRecStrategy, Listener
+from server.watch import Watch
 
 
 def run_federation(
@@ -26,13 +28,15 @@ def run_federation(
     runner: RunnerSettings,
     listener: Listener | None = None,
     stop: Callable[[], bool] = lambda: False,
+    guard: Guard | None = None,
+    watch: Watch | None = None,
 ) -> Outcome:
     """All rounds of a federation on the configured runner.
 
     ``stop`` is asked between rounds; when it says so the outcome's status is ``interrupted``. When too few devices
     answer it is ``failed``, with the reason.
     """
-    strategy = FedRecStrategy(workspace, federation, evaluation, listener, stop)
+    strategy = FedRecStrategy(workspace, federation, evaluation, listener, stop, guard, watch)
     n_nodes = workspace.settings.n_nodes
     if runner.name == "inline":
         _inline(strategy, n_nodes)

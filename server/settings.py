@@ -27,10 +27,13 @@ _CODECS = {
 class FederationSettings:
     """Keys of ``configs/federation``.
 
-    ``nodes`` 0 means one per worker. ``users_per_node`` 1 is the fidelity mode: one device, one node, one message (then
+    In ``mode="silo"`` a node is one data holder, that trains on all of its users' interactions together; else a node
+    hosts devices of one user each. ``rounds`` 0 is for privacy plans: as many as a budget pays for. ``nodes`` 0 means
+    one per worker. ``users_per_node`` 1 is the fidelity mode: one device, one node, one message (then
     ``nodes`` is derived). ``mean`` divides sums by all participants or, per item, by the devices that touched it.
     """
 
+    mode: Literal["devices", "silo"] = "devices"
     rounds: int = 100
     nodes: int = 0
     users_per_node: int = 0
@@ -55,7 +58,9 @@ class FederationSettings:
     reply_timeout: float = 3600.0
 
     def __post_init__(self) -> None:
-        for name, low in (("rounds", 1), ("nodes", 0), ("users_per_node", 0), ("patience", 0)):
+        if self.mode not in ("devices", "silo"):
+            raise ConfigError(f"federation.mode={self.mode}: write devices or silo")
+        for name, low in (("rounds", 0), ("nodes", 0), ("users_per_node", 0), ("patience", 0)):
             if getattr(self, name) < low:
                 raise ConfigError(f"federation.{name}={getattr(self, name)}: write a whole number of at least {low}")
         if self.mean not in ("participants", "contributors"):

@@ -6,6 +6,7 @@ the transport. So the metrics of round r arrive with the training of round r + 1
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,20 +21,25 @@ from flwr.serverapp.strategy import Result, Strategy
 from clients.messages import record, write_view
 from clients.workspace import Workspace
 from fedrec import random
-from fedrec.algorithms.base import Recommender, StatisticsRecommender, Tensors
+from fedrec.algorithms.base import Collected, Recommender, StatisticsRecommender, Tensors
 from fedrec.errors import RunFailed
 from privacy.samplers import sample_users
 from server.aggregation import RoundSum, add_replies, mean_update
+from server.guard import Guard
 from server.nodes import find_nodes
 from server.outcome import Diverged, Outcome
 from server.settings import EvaluationSettings, FederationSettings
+from server.watch import Watch
 
 Int64 = npt.NDArray[np.int64]
 Listener = Callable[[dict[str, Any]], None]
 
 
 class FedRecStrategy(Strategy):
-    """Runs any :class:`Recommender` over the nodes of a Grid. ``listener`` gets each round's complete line."""
+    """Runs any :class:`Recommender` over the nodes of a Grid. ``listener`` gets each round's complete line.
+
+    ``guard`` carries out a privacy mechanism; ``watch`` records what the server sees of single users, for attacks.
+    """
 
     def __init__(
         self,
@@ -42,7 +48,10 @@ class FedRecStrategy(Strategy):
         evaluation: EvaluationSettings,
         listener: Listener | None = None,
         stop: Callable[[], bool] = lambda: False,
+        guard: Guard | None = None,
+        watch: Watch | None = None,
     ) -> None:
+        self.guard, self.watch = guard, watch
         self.workspace, self.federation, self.evaluation = workspace, federation, evaluation
         self.algorithm: Recommender = workspace.algorithm
         self.listener, self.stop = listener or (lambda line: None), stop
@@ -73,6 +82,8 @@ class FedRecStrategy(Strategy):
 
     def _messages(self, number: int, arrays: ArrayRecord, train: Int64, evaluate: Int64, kind: str) -> list[Message]:
         messages = []
+        task = {"clip": math.inf, "noise": 0.0, "count_noise": 0.0} | (self.guard.task(number) if self.guard else {})
+        watched = self.watch.users(number) if self.watch and kind == MessageType.TRAIN else train[:0]
         self._personal_bytes = 0.0
         self._evaluating = bool(evaluate.size)
         for node_id, node in sorted(self._nodes.items(), key=lambda pair: pair[1]):
@@ -89,8 +100,14 @@ class FedRecStrategy(Strategy):
                 {
                     "view": arrays,
                     "personal": record({"users": both, **own} if own else {}),
-                    "cohort": record({"train": mine[0].astype(np.int32), "evaluate": mine[1].astype(np.int32)}),
-                    "task": ConfigRecord({"workspace": str(self.workspace.folder), "round": number}),
+                    "cohort": record(
+                        {
+                            "train": mine[0].astype(np.int32),
+                            "evaluate": mine[1].astype(np.int32),
+                            "watch": np.intersect1d(watched, mine[0]).astype(np.int32),
+                        }
+                    ),
+                    "task": ConfigRecord({"workspace": str(self.workspace.folder), "round": number, **task}),
                 }
             )
             messages.append(Message(content, node_id, kind))
@@ -111,12 +128,14 @@ class FedRecStrategy(Strategy):
             federation.sampler,
             federation.fraction,
             self.workspace.split.n_users,
-            self.workspace.settings.seed,
+            self.guard.sampling_seed if self.guard else self.workspace.settings.seed,
             server_round,
         )
         # A device without training interactions has nothing to train on.
         users = users[self.workspace.split.train.counts[users] > 0]
-        self._asked = users.size
+        if self.guard and self.guard.too_few(users.size):
+            users = users[:0]
+        self._asked = len(self._nodes) if self.workspace.settings.mode == "silo" else users.size
         due = self._to_evaluate if self._open is not None and self._due(server_round - 1) else self._to_evaluate[:0]
         return self._messages(server_round, arrays, users, due, MessageType.TRAIN)
 
@@ -129,10 +148,14 @@ class FedRecStrategy(Strategy):
             RunFailed: too few devices succeeded. Diverged: because their numbers are not finite.
         """
         started = time.process_time()
-        total = add_replies(self.algorithm, list(replies), self._nodes)
+        total = add_replies(self.algorithm, list(replies), self._nodes, server_round - 1)
         self._close(total)
         self._check_success(server_round, total)
-        if total.devices:
+        # A private round without devices is a release like any other: of noise alone.
+        released = self.guard.release(server_round, total, self.shared) if self.guard else total.devices > 0
+        if self.watch:
+            self.watch.record(server_round, total, self.shared)
+        if released:
             self._apply(server_round, total)
         view = self.view()
         self._open = self._line(server_round, total, view, time.process_time() - started)
@@ -164,12 +187,14 @@ class FedRecStrategy(Strategy):
     @property
     def total_rounds(self) -> int:
         """The configured rounds, or fewer where the algorithm is done earlier."""
-        return min(self.federation.rounds, self.algorithm.max_rounds or self.federation.rounds)
+        rounds = self.guard.plan.rounds if self.guard else self.federation.rounds
+        return min(rounds, self.algorithm.max_rounds or rounds)
 
     def _apply(self, number: int, total: RoundSum) -> None:
         algorithm = self.algorithm
         if isinstance(algorithm, StatisticsRecommender):
-            self.shared = algorithm.solve(self.shared, total.sums, total.devices)
+            noise = self.guard.deviation(number, total.devices) if self.guard else 0.0
+            self.shared = algorithm.solve(self.shared, Collected(total.sums, total.devices, number - 1, noise))
         elif algorithm.needs_user_updates:
             users = np.concatenate(total.users)
             order = np.argsort(users)
@@ -178,7 +203,8 @@ class FedRecStrategy(Strategy):
                 self.shared, self._memory, users[order], updates, number - 1
             )
         else:
-            for name, delta in mean_update(total, algorithm, self.shared, self.federation.mean).items():
+            divisor = self.guard.divisor(total) if self.guard else None
+            for name, delta in mean_update(total, algorithm, self.shared, self.federation.mean, divisor).items():
                 value, state = self._optimizer.step(self.shared[name], delta, self._moments.get(name, {}))
                 self.shared, self._moments[name] = {**self.shared, name: value}, state
         self.shared = algorithm.finish_round(self.shared, number - 1)
@@ -220,6 +246,10 @@ class FedRecStrategy(Strategy):
             "sparsity": {name: float((self.shared[name] == 0).float().mean()) for name in per_item},
             "update_norm": {name: float(np.sqrt(value / devices)) for name, value in total.squared_norm.items()},
         }
+        if self.guard:
+            line |= self.guard.line()
+            if "clip" in line and total.devices:
+                line["clipped_share"] = 1.0 - total.unclipped / total.devices
         if failures := self._failures(total):
             line["failures"] = failures[:20]
         return line
@@ -235,8 +265,10 @@ class FedRecStrategy(Strategy):
             line["validation"] = total.evaluation.metrics("validation")
             line["test"] = total.evaluation.metrics("test")
             self.outcome.consider(
-                line["round"], total.evaluation, self._evaluated_view, total.per_user, self.workspace.protocol
-            )
+                line["round"], total.evaluation, self._evaluated_view, total.per_user, self.workspace.protocol,
+                # Choosing by validation would release something of it: a private run reports its last round.
+                latest=self.guard is not None,
+            )  # fmt: skip
         if self._evaluating and (troubles := self._silent + total.failures):
             line["failures"] = [*line.get("failures", []), *(f"evaluation: {text}" for text in troubles)][:20]
         self.outcome.rounds.append(line)
@@ -272,6 +304,10 @@ class FedRecStrategy(Strategy):
         timeout, config = self.federation.reply_timeout, ConfigRecord({})
         arrays, number = self.view(), 0
         for number in range(1, self.total_rounds + 1):
+            if self.guard and (reason := self.guard.exhausted(number)):
+                self.outcome.status, self.outcome.reason = "early_stopped", reason
+                number -= 1
+                break
             began = time.perf_counter()
             messages = list(self.configure_train(number, arrays, config, grid))
             self._evaluated_view = self.shared

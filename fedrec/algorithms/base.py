@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,12 +51,15 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Problem:
-    """What everybody may know before training: sizes, public item features, the seed of the initial values."""
+    """What everybody may know before training: sizes, public item features, the seed of the initial values, the
+    budget."""
 
     n_users: int
     n_items: int
     seed: int
     item_features: Tensor | None = None
+    #: The planned privacy budget as the μ of one Gaussian release of sensitivity 1; infinite without privacy.
+    privacy_mu: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -254,20 +258,48 @@ class DotProduct:
     l1: float = 0.0
 
 
+@dataclass(frozen=True)
+class Collected:
+    """What the server has of a round: the sums of the statistics, of how many devices, in which round (from 0).
+
+    ``noise`` is the standard deviation that a privacy mechanism added to every coordinate, 0 without one; a symmetric
+    statistic got a symmetric noise of which that is the deviation on the diagonal, and 1/√2 of it elsewhere.
+    """
+
+    sums: Tensors
+    devices: int
+    round_index: int = 0
+    noise: float = 0.0
+
+
 class StatisticsRecommender(Recommender):
     """A method in which devices upload sums over their history and the server solves."""
+
+    #: Bound on the L2 norm of what one device uploads in a round, all statistics together (a symmetric one counted as
+    #: the whole matrix). None: there is no bound, and no guarantee can be given.
+    sensitivity: ClassVar[float | None] = None
 
     @property
     @abstractmethod
     def statistics(self) -> Mapping[str, TensorSpec]:
-        """What one device uploads."""
+        """What one device uploads, over all rounds."""
+
+    def statistics_in(self, round_index: int) -> Mapping[str, TensorSpec]:
+        """What one device uploads in a round; default: everything."""
+        return self.statistics
+
+    @property
+    def budget_shares(self) -> tuple[float, ...]:
+        """How a privacy budget (in μ² of Gaussian noise) is shared out among the rounds; sums to 1."""
+        rounds = self.max_rounds or 1
+        return (1.0 / rounds,) * rounds
 
     @abstractmethod
-    def contribute(self, shared: Tensors, history: UserItems) -> Tensors:
+    def contribute(self, shared: Tensors, history: UserItems, round_index: int) -> Tensors:
         """The *sum* of the statistics of the devices whose histories (oldest first) are given."""
 
     @abstractmethod
-    def solve(self, shared: Tensors, sums: Tensors, n_devices: int) -> Tensors:
+    def solve(self, shared: Tensors, collected: Collected) -> Tensors:
         """The server's new shared tensors."""
 
 

@@ -15,7 +15,7 @@ import torch
 from scipy.linalg import lapack
 from torch import Tensor
 
-from fedrec.algorithms.base import Problem, StatisticsRecommender, Tensors, TensorSpec
+from fedrec.algorithms.base import Collected, Problem, StatisticsRecommender, Tensors, TensorSpec
 from fedrec.data.interactions import UserItems
 from fedrec.errors import ConfigError
 
@@ -54,13 +54,13 @@ class FedEASE(StatisticsRecommender):
     def max_rounds(self) -> int:
         return 1
 
-    def contribute(self, shared: Tensors, history: UserItems) -> Tensors:
+    def contribute(self, shared: Tensors, history: UserItems, round_index: int) -> Tensors:
         x = self._matrix(history, np.ones(history.items.size, dtype=np.float32))
         return {"gram": torch.from_numpy((x.T @ x).toarray())}
 
-    def solve(self, shared: Tensors, sums: Tensors, n_devices: int) -> Tensors:
+    def solve(self, shared: Tensors, collected: Collected) -> Tensors:
         """float64 inside; counts in the Gram matrix are whole numbers, exact in float32 below 2²⁴."""
-        gram = sums["gram"].double().numpy()
+        gram = collected.sums["gram"].double().numpy()
         gram[np.diag_indices_from(gram)] += self.regularization
         factor, info = lapack.dpotrf(gram, lower=True, overwrite_a=True)
         if info:

@@ -82,3 +82,21 @@ def select(interactions: Interactions, keep: npt.NDArray[np.bool_]) -> Interacti
         item_table=rows(interactions.item_table, items),
         user_table=rows(interactions.user_table, users),
     )
+
+
+def without_users(interactions: Interactions, users: npt.NDArray[np.int64]) -> Interactions:
+    """The data of all other users. Items keep their codes, also those that only ``users`` interacted with."""
+    stays = np.ones(interactions.n_users, dtype=np.bool_)
+    stays[users] = False
+    keep, kept = stays[interactions.user], np.flatnonzero(stays).tolist()
+    table = interactions.user_table
+    return dataclasses.replace(
+        interactions,
+        user=(np.cumsum(stays) - 1).astype(np.int32)[interactions.user[keep]],
+        item=interactions.item[keep],
+        user_ids=[interactions.user_ids[code] for code in kept],
+        timestamp=None if interactions.timestamp is None else interactions.timestamp[keep],
+        rating=None if interactions.rating is None else interactions.rating[keep],
+        fold=None if interactions.fold is None else interactions.fold[keep],
+        user_table=None if table is None else table[kept],
+    )

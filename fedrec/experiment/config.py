@@ -28,11 +28,20 @@ from fedrec.errors import ConfigError
 
 Config = dict[str, Any]
 
-GROUPS = ("dataset", "algorithm", "protocol", "federation", "runner", "experiment")
-_SECTIONS = ("dataset", "algorithm", "protocol", "federation", "runner", "evaluation", "baselines")
+GROUPS = ("dataset", "algorithm", "protocol", "federation", "privacy", "attack", "runner", "experiment")
+_SECTIONS = (
+    "dataset", "algorithm", "protocol", "federation", "privacy", "attack", "runner", "evaluation", "baselines",
+    "budgets",
+)  # fmt: skip
 # Readers and classes of other packages have settings that no file of ours lists; they check what they are given.
-_OPEN = "algorithm"
+# The methods of a comparison have the names that their author gives them.
+_OPEN = ("algorithm.", "budgets.methods.")
 _ELSEWHERE = ("dataset", "name")
+# Groups that are empty until something is chosen.
+_CHOSEN_FIRST = {
+    "privacy": "choose a mechanism first, for example privacy=user_dp",
+    "attack": "choose an attack first, for example attack=membership",
+}
 
 
 @contextmanager
@@ -159,8 +168,7 @@ def _check_choice(override: Override, choices: Mapping[str, list[str]]) -> None:
 def _check_key(override: Override, known: Config) -> None:
     """ConfigError for a key that the chosen groups do not have."""
     key, line = override.key_or_group, override.input_line
-    section, _, rest = key.partition(".")
-    if section == _OPEN and rest and (override.is_add() or override.is_delete()):
+    if key.startswith(_OPEN) and (override.is_add() or override.is_delete()):
         return
     there: Any = known
     for depth, name in enumerate(parts := key.split(".")):
@@ -168,6 +176,8 @@ def _check_key(override: Override, known: Config) -> None:
             above = ".".join(parts[:depth])
             if not isinstance(there, Mapping):
                 raise ConfigError(f"{key}: no such setting; {above} is a single value")
+            if parts[0] in _CHOSEN_FIRST and there in ({"mode": "none"}, {"kinds": []}):
+                raise ConfigError(f"{key}: {parts[0]}=none has no such setting; {_CHOSEN_FIRST[parts[0]]}")
             options = [option for option in there if option != "_target_"]
             if not above:
                 options += [group for group in GROUPS if group not in options]
@@ -219,6 +229,7 @@ def _saved(path: Path, parsed: Sequence[Override]) -> Config:
         raise ConfigError(f"{path}: holds no settings; name the config.yaml of a run directory")
     known: Config = {str(key): value for key, value in document.items()}
     shipped = _composed([])
+    known.setdefault("budgets", shipped["budgets"])  # of a comparison, not of a run: no run's file has it
     for key in (*known, *shipped):
         if key not in shipped:
             raise ConfigError(f"{path}: {key}: no such setting; {_nearest(key, shipped)}")
@@ -245,7 +256,7 @@ _LEAST = {
 
 
 def _check_range(value: Any, key: str) -> None:
-    if type(value) not in (int, float):
+    if type(value) not in (int, float) or key == "privacy.epsilon":  # an infinite epsilon is no privacy
         return
     least = _LEAST.get(key)
     if not math.isfinite(value) or (least is not None and value < least):

@@ -297,14 +297,18 @@ def markdown_table(summaries: Sequence[Mapping[str, Any]]) -> str:
     left = 2 if head is COLUMNS else 3
     rule = ["---" if index < left else "---:" for index in range(len(head))]
     body = [
-        [_markdown(cell) if row.baseline or index else f"**{_markdown(cell)}**" for index, cell in enumerate(line)]
+        [
+            markdown_cell(cell) if row.baseline or index else f"**{markdown_cell(cell)}**"
+            for index, cell in enumerate(line)
+        ]
         for row, line in zip(rows, lines, strict=True)
     ]
     text = "\n".join("| " + " | ".join(cells) + " |" for cells in (list(head), rule, *body))
-    return text + "".join(f"\n\n{_markdown(note)}" for note in _notes(rows)) + "\n"
+    return text + "".join(f"\n\n{markdown_cell(note)}" for note in _notes(rows)) + "\n"
 
 
-def _markdown(cell: str) -> str:
+def markdown_cell(cell: str) -> str:
+    """``cell`` with Markdown's own characters escaped, on one line."""
     for character in "\\|*_`<[":
         cell = cell.replace(character, f"\\{character}")
     return cell.replace("\n", " ")

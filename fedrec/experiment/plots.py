@@ -22,21 +22,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, SymmetricalLogLocator
 
-# Placeholders that no colour map produces; ``_svg`` replaces them with CSS variables.
-_INK, _MUTED, _GRID, _PAPER = "#010203", "#020304", "#030405", "#040506"
-_SERIES = tuple(f"#0a0b{index:02x}" for index in range(6))
-_VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--grid", _PAPER: "--paper"} | {
-    colour: f"--s{index}" for index, colour in enumerate(_SERIES)
+# Placeholders that no colour map produces; ``as_svg`` replaces them with CSS variables.
+INK, MUTED, GRID, PAPER = "#010203", "#020304", "#030405", "#040506"
+SERIES = tuple(f"#0a0b{index:02x}" for index in range(6))
+_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"} | {
+    colour: f"--s{index}" for index, colour in enumerate(SERIES)
 }
 DASHES = ("", "5 2.5", "1.5 2")  # of line styles; a seventh series repeats the first colour in the second style
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 9.6,
-    "text.color": _INK,
-    "axes.labelcolor": _MUTED,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
     "axes.labelsize": 9,
-    "axes.edgecolor": _GRID,
+    "axes.edgecolor": GRID,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.spines.left": False,
@@ -44,12 +44,12 @@ _STYLE = {
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
     "axes.xmargin": 0.02,
-    "grid.color": _GRID,
+    "grid.color": GRID,
     "grid.linewidth": 0.6,
-    "xtick.color": _GRID,
-    "ytick.color": _GRID,
-    "xtick.labelcolor": _MUTED,
-    "ytick.labelcolor": _MUTED,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
     "ytick.major.size": 0,
     "xtick.major.size": 3,
     "lines.linewidth": 1.7,
@@ -99,7 +99,7 @@ def curves(
     ``reference`` draws a labelled horizontal line, ``best`` a labelled vertical one. Points that are not finite are
     left out and the first of them is marked; a range over many orders of magnitude gets a symmetric log scale.
     """
-    with matplotlib.style.context(["default", _STYLE]):
+    with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(_WIDTH / 72, height / 72), layout="constrained")
         axes = figure.add_subplot()
         finite = [_finite(one) for one in series]
@@ -118,19 +118,19 @@ def curves(
         if from_zero and shown:
             axes.set_ylim(0, max(*shown, 1e-12) * 1.08)
         if reference is not None:
-            axes.axhline(reference[1], color=_MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
+            axes.axhline(reference[1], color=MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
         if best is not None:
-            axes.axvline(best, color=_MUTED, linewidth=0.7, zorder=1)
-            axes.annotate(f"best round {best:.0f}", (best, 1.0), (0, 3), color=_MUTED, ha="center", **_AT_TOP)
+            axes.axvline(best, color=MUTED, linewidth=0.7, zorder=1)
+            axes.annotate(f"best round {best:.0f}", (best, 1.0), (0, 3), color=MUTED, ha="center", **_AT_TOP)
         ends = [(one.label, ys[-1], _colour(one.style)) for one, (_, ys) in zip(series, finite, strict=True) if ys]
-        _end_labels(axes, [*ends, (*reference, _MUTED)] if reference else ends)
+        _end_labels(axes, [*ends, (*reference, MUTED)] if reference else ends)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=x_label == "round"))
         form = y_format or ((lambda value: _power(value, typical)) if wide else None)
         if form is not None:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: form(value)))
-        return _svg(figure, name, alt)
+        return as_svg(figure, name, alt)
 
 
 _AT_TOP: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "fontsize": 8.5}
@@ -163,22 +163,22 @@ def _line(axes: Axes, one: Series, xs: Sequence[float], ys: Sequence[float], rig
         axes.plot([xs[0], right], [ys[0]] * 2, color=colour, linewidth=0.9, linestyle=(0, (1, 2)))
     if one.mark is not None and one.mark in xs:
         at = ys[list(xs).index(one.mark)]
-        axes.plot([one.mark], [at], "o", color=colour, markersize=5.5, markeredgecolor=_PAPER, zorder=4)
+        axes.plot([one.mark], [at], "o", color=colour, markersize=5.5, markeredgecolor=PAPER, zorder=4)
     lost = next((x for x, y in zip(one.x, one.y, strict=True) if math.isfinite(x) and not math.isfinite(y)), None)
     if lost is not None:
         late = lost > right / 2
         side: dict[str, Any] = {"ha": "right" if late else "left", "xytext": (-4 if late else 4, -9)}
-        axes.axvline(lost, color=_SERIES[1], linewidth=1.0, linestyle=(0, (4, 2)))
-        axes.annotate(f"not finite from round {lost:.0f}", (lost, 1.0), color=_SERIES[1], **_AT_TOP, **side)
+        axes.axvline(lost, color=SERIES[1], linewidth=1.0, linestyle=(0, (4, 2)))
+        axes.annotate(f"not finite from round {lost:.0f}", (lost, 1.0), color=SERIES[1], **_AT_TOP, **side)
 
 
 def line_style(style: int) -> tuple[int, int]:
     """Colour number and dash number of a style number; the report's legend uses the same."""
-    return style % len(_SERIES), style // len(_SERIES) % len(DASHES)
+    return style % len(SERIES), style // len(SERIES) % len(DASHES)
 
 
 def _colour(style: int) -> str:
-    return _SERIES[line_style(style)[0]]
+    return SERIES[line_style(style)[0]]
 
 
 def _end_labels(axes: Axes, ends: Sequence[tuple[str, float, str]]) -> None:
@@ -196,33 +196,33 @@ def _end_labels(axes: Axes, ends: Sequence[tuple[str, float, str]]) -> None:
 
 def bars(name: str, alt: str, rows: Sequence[Bar], *, limit: float | None = None) -> str:
     """Horizontal bars from zero, first row on top, each labelled with its text; no value axis is needed."""
-    with matplotlib.style.context(["default", _STYLE]):
+    with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(_WIDTH / 72, (22 + 23 * max(len(rows), 1)) / 72), layout="constrained")
         axes = figure.add_subplot()
         top = limit or max([0.0, *(row.value for row in rows), *(row.interval[1] for row in rows if row.interval)])
         for place, row in enumerate(rows):
-            colour = _GRID if row.style is None else _SERIES[line_style(row.style)[0]]
+            colour = GRID if row.style is None else SERIES[line_style(row.style)[0]]
             axes.barh(place, row.value, height=0.62, color=colour)
             end = row.value
             if row.interval is not None:
-                axes.plot(row.interval, [place, place], color=_INK, linewidth=1.1, solid_capstyle="butt")
+                axes.plot(row.interval, [place, place], color=INK, linewidth=1.1, solid_capstyle="butt")
                 end = max(end, row.interval[1])
             if row.guide:
-                axes.plot([row.value] * 2, [-0.45, place], color=_MUTED, linewidth=0.9, linestyle=(0, (1, 2)))
+                axes.plot([row.value] * 2, [-0.45, place], color=MUTED, linewidth=0.9, linestyle=(0, (1, 2)))
             axes.annotate(row.text, (end, place), (5, 0), textcoords="offset points", va="center", **_QUIET)
-        axes.set_yticks(range(len(rows)), [row.label for row in rows], color=_INK)
+        axes.set_yticks(range(len(rows)), [row.label for row in rows], color=INK)
         axes.set_ylim(len(rows) - 0.45, -0.55)
         axes.set_xlim(0, (top or 1.0) * 1.02)
         axes.set_xticks([])
         axes.grid(visible=False)
         axes.spines["bottom"].set_visible(False)
-        return _svg(figure, name, alt)
+        return as_svg(figure, name, alt)
 
 
 _QUIET: dict[str, Any] = {
     "fontsize": 9,
     "annotation_clip": False,
-    "bbox": {"facecolor": _PAPER, "edgecolor": "none", "pad": 0.8},
+    "bbox": {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8},
 }
 
 
@@ -231,7 +231,7 @@ def histogram(name: str, alt: str, counts: Mapping[str, Sequence[float]], *, x_l
 
     The first bin usually holds most users; where it is over three times the next it is cut off and says its share.
     """
-    with matplotlib.style.context(["default", _STYLE]):
+    with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(_WIDTH / 72, 215 / 72), layout="constrained")
         axes = figure.add_subplot()
         shares = {key: np.asarray(c, dtype=float) / max(float(np.sum(c)), 1.0) for key, c in counts.items() if len(c)}
@@ -241,22 +241,22 @@ def histogram(name: str, alt: str, counts: Mapping[str, Sequence[float]], *, x_l
         for place, (label, share) in enumerate(shares.items()):
             last = place == len(shares) - 1
             edges = np.linspace(0.0, 1.0, share.size + 1)
-            colour = _SERIES[0 if last else 1]
+            colour = SERIES[0 if last else 1]
             axes.stairs(np.minimum(share, cut), edges, color=colour, fill=last, alpha=0.85 if last else 1, lw=1.3)
             text = f"{label}: {100 * share[0]:.1f} % of users below {edges[1]:.2f}"
             axes.annotate(text, (edges[1], cut), (8, -10 - 13 * place), textcoords="offset points", color=colour)
         if first > cut:
-            axes.plot([-0.006, 0.056], [cut * 0.93, cut * 0.97], color=_PAPER, linewidth=3)
+            axes.plot([-0.006, 0.056], [cut * 0.93, cut * 0.97], color=PAPER, linewidth=3)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, cut)
         axes.set_xlabel(x_label)
         axes.set_ylabel("share of users")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        return _svg(figure, name, alt)
+        return as_svg(figure, name, alt)
 
 
-def _svg(figure: Figure, name: str, alt: str) -> str:
+def as_svg(figure: Figure, name: str, alt: str) -> str:
     """The figure as an ``<svg>`` element whose ids are unique to ``name`` and which repeats byte for byte."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():

@@ -26,27 +26,43 @@ from clients.fused import why_not
 from clients.node import resolve_device
 from clients.workspace import Workspace
 from fedrec.algorithms import build
-from fedrec.algorithms.base import GradientRecommender, Problem, Recommender
+from fedrec.algorithms.base import GradientRecommender, Problem, Recommender, StatisticsRecommender
 from fedrec.data import Interactions, load_dataset
+from fedrec.data.interactions import UserItems
 from fedrec.data.split import Split
 from fedrec.errors import ConfigError, RunFailed
 from fedrec.evaluation.protocols import Protocol, make_split
+from fedrec.experiment.attacks import AttackSettings, Scene, hold_out, make_audit, make_watch, run_attacks
 from fedrec.experiment.baselines import central_baselines, local_only
 from fedrec.experiment.config import Config
 from fedrec.experiment.estimate import check_memory
 from fedrec.experiment.features import item_features
 from fedrec.experiment.interrupt import interruptible
+from fedrec.experiment.privacy import (
+    check_algorithm,
+    device_settings,
+    plan_privacy,
+    privacy_summary,
+    read_settings,
+)
 from fedrec.experiment.progress import RunProgress
 from fedrec.experiment.resources import ResourceMonitor
 from fedrec.experiment.result import RunResult
 from fedrec.experiment.summary import combine, summarise
+from privacy.attacks.audit import CanaryAudit
+from privacy.ledger import Ledger, Subject
+from privacy.plan import PrivacyPlan, total_mu
+from server.guard import Guard
 from server.outcome import Outcome
 from server.runners import run_federation
 from server.settings import EvaluationSettings, FederationSettings, RunnerSettings, from_config
+from server.watch import Watch
 
 _TOP_LEVEL = {
-    "name", "seed", "output_dir", "dataset", "algorithm", "protocol", "federation", "runner", "evaluation", "baselines",
+    "name", "seed", "output_dir", "dataset", "algorithm", "protocol", "federation", "privacy", "attack", "runner",
+    "evaluation", "baselines", "budgets",
 }  # fmt: skip
+_NOBODY = UserItems(np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.int32))
 
 
 class Plan:
@@ -56,7 +72,12 @@ class Plan:
         for key in config:
             if key not in _TOP_LEVEL:
                 raise ConfigError(f"{key}: no such setting; there are {', '.join(sorted(_TOP_LEVEL))}")
-        self.config = config
+        compared = config.get("budgets", {}).get("methods")
+        if compared:
+            raise ConfigError(
+                f"budgets.methods: {', '.join(compared)} are runs of a comparison; start it with `fedrec budgets`"
+            )
+        self.config = {key: value for key, value in config.items() if key != "budgets"}
         seed = config.get("seed")
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise ConfigError(f"seed={seed!r}: write a whole number, 0 or more")
@@ -66,22 +87,41 @@ class Plan:
         self.evaluation: EvaluationSettings = from_config(EvaluationSettings, "evaluation", config["evaluation"])
         self.runner: RunnerSettings = from_config(RunnerSettings, "runner", config["runner"])
         self.baselines = _checked_baselines(config["baselines"])
+        self.privacy_settings = read_settings(config["privacy"], self.federation)
         if self.runner.device.startswith("cuda") and not torch.cuda.is_available():
             raise ConfigError(f"runner.device={self.runner.device}: no usable GPU here; write runner.device=cpu")
         # Before the data is loaded: a misspelt setting must not cost a download. Content models look at item features.
-        build(config["algorithm"], Problem(1, 1, seed, torch.zeros(1, 1)))
+        trial = build(config["algorithm"], Problem(1, 1, seed, torch.zeros(1, 1)))
+        if self.privacy_settings is not None:
+            check_algorithm(self.privacy_settings, trial, self.federation)
         self.data: Interactions = load_dataset(config["dataset"], say=say)
+        self.attack = AttackSettings.from_config(config["attack"])
+        whole, (self.data, self.outsiders) = self.data, hold_out(self.attack, self.data, seed)
         self.features = item_features(self.data)
-        self.algorithm: Recommender = build(
-            config["algorithm"], Problem(self.data.n_users, self.data.n_items, seed, self.features)
-        )
-        if self.runner.fused == "on":
-            self._refuse_fused()
         self.n_nodes = self.federation.node_count(self.data.n_users, self.runner.worker_count)
-        check_memory(self.algorithm, self.data, self.runner.worker_count)
         self.splits: list[tuple[Protocol, Split]] = [
             (variant, make_split(self.data, variant, seed)) for variant in self.protocol.tie_variants()
         ]
+        self.privacy: PrivacyPlan | None = None
+        self.histories_outside: list[UserItems] = [
+            make_split(whole, variant, seed).train.take(self.outsiders) if self.outsiders.size else _NOBODY
+            for variant in self.protocol.tie_variants()
+        ]
+        mu = math.inf
+        if self.privacy_settings is not None and isinstance(trial, StatisticsRecommender):
+            mu = total_mu(self.privacy_settings, self.data.n_users)
+        self.algorithm: Recommender = build(
+            config["algorithm"], Problem(self.data.n_users, self.data.n_items, seed, self.features, mu)
+        )
+        if self.privacy_settings is not None:
+            self.privacy = plan_privacy(
+                self.privacy_settings, self.algorithm, self.federation, n_nodes=self.n_nodes, subject=self.subject,
+                n_interactions=len(self.splits[0][1].train.items),
+            )  # fmt: skip
+        make_audit(self.attack, self.privacy, seed)
+        if self.runner.fused == "on":
+            self._refuse_fused()
+        check_memory(self.algorithm, self.data, self.runner.worker_count)
 
     def _refuse_fused(self) -> None:
         codec = self.federation.upload
@@ -92,8 +132,19 @@ class Plan:
             raise ConfigError(f"runner.fused=on: {obstacle}; write runner.fused=auto")
 
     @property
+    def subject(self) -> Subject:
+        """Whose privacy a ledger of this run is about."""
+        return Subject(self.data.name, self.data.sha256, self.data.n_users, len(self.data))
+
+    @property
     def name(self) -> str:
         return str(self.config.get("name") or f"{self.algorithm.name}_{self.data.name}")
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds are planned."""
+        rounds = self.privacy.rounds if self.privacy else self.federation.rounds
+        return min(rounds, self.algorithm.max_rounds or rounds)
 
     @property
     def title(self) -> str:
@@ -150,7 +201,7 @@ def run_experiment(
                     place = folder / f"ties-{variant.tie_seed}"
                     parts.append(_run_one(plan, variant, split, place, console, interrupted))
             summary = combine(parts, folder, len(plan.splits))
-            (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
+            (folder / "config.yaml").write_text(OmegaConf.to_yaml(plan.config))
             _write_json(folder / "summary.json", summary)
     return RunResult.from_summary(summary, folder)
 
@@ -173,7 +224,10 @@ def _run_one(
             baselines = central_baselines(plan.baselines, split, protocol, plan.seed)
             if interrupted.is_set():
                 raise KeyboardInterrupt
-            outcome = _federate(plan, Workspace.open(devices), folder, console, log, interrupted.is_set)
+            audit = make_audit(plan.attack, plan.privacy, plan.seed)
+            guard = _guard(plan, folder, audit)
+            watch = make_watch(plan.attack, plan.algorithm, split, plan.seed, plan.rounds)
+            outcome = _federate(plan, Workspace.open(devices), folder, console, log, interrupted.is_set, guard, watch)
             finished = bool(outcome.rounds)
             if not finished:
                 raise RunFailed(outcome.reason or f"{outcome.status} before the first round was over")
@@ -189,7 +243,14 @@ def _run_one(
                         "interrupted in the local-only baseline; all rounds are done",
                     )
             log.info("%s after %d rounds, best %d", outcome.status, len(outcome.rounds), outcome.best_round)
-        summary = summarise(plan, protocol, split, outcome, baselines, monitor, folder)
+        private = privacy_summary(guard, outcome.rounds) if guard else None
+        attacks = None
+        if plan.attack.kinds and not interrupted.is_set():
+            with console.status("attacks on what was released"):
+                outsiders = plan.histories_outside[[variant for variant, _ in plan.splits].index(protocol)]
+                scene = Scene(plan.algorithm, split, plan.data, outcome, outsiders, plan.seed, plan.privacy)
+                attacks = run_attacks(plan.attack, scene, watch, audit, private["epsilon"] if private else None)
+        summary = summarise(plan, protocol, split, outcome, baselines, monitor, folder, private, attacks)
         _write_json(folder / "summary.json", summary)
         _save_checkpoint(folder / "checkpoint", outcome, summary)
         if outcome.best_per_user:
@@ -201,10 +262,20 @@ def _run_one(
             _remove(folder, Path(str(plan.config["output_dir"])).expanduser())
 
 
+def _guard(plan: Plan, folder: Path, audit: CanaryAudit | None) -> Guard | None:
+    if plan.privacy is None:
+        return None
+    settings = plan.privacy.settings
+    earlier = Path(settings.ledger).expanduser() if settings.ledger else None
+    ledger = Ledger.start(folder / "ledger.json", plan.subject, plan.privacy.delta, settings.accountant, earlier)
+    return Guard(plan.privacy, plan.algorithm, ledger, folder.name, plan.seed, audit)
+
+
 def _federate(
-    plan: Plan, workspace: Workspace, folder: Path, console: Console, log: logging.Logger, stop: Callable[[], bool]
-) -> Outcome:
-    total = min(plan.federation.rounds, plan.algorithm.max_rounds or plan.federation.rounds)
+    plan: Plan, workspace: Workspace, folder: Path, console: Console, log: logging.Logger, stop: Callable[[], bool],
+    guard: Guard | None, watch: Watch | None,
+) -> Outcome:  # fmt: skip
+    total = plan.rounds
     with (
         (folder / "metrics.jsonl").open("w") as lines,
         RunProgress(total, plan.title, console, metric=plan.protocol.select_metric) as progress,
@@ -217,7 +288,7 @@ def _federate(
                 log.warning("round %s: %s", line["round"], failure)
             progress.update(line)
 
-        outcome = run_federation(workspace, plan.federation, plan.evaluation, plan.runner, listen, stop)
+        outcome = run_federation(workspace, plan.federation, plan.evaluation, plan.runner, listen, stop, guard, watch)
     if outcome.reason:
         log.error("%s: %s", outcome.status, outcome.reason)
     return outcome
@@ -239,8 +310,9 @@ def _workspace(plan: Plan, protocol: Protocol, split: Split, devices: Path) -> d
         "per_user_metrics": plan.evaluation.per_user,
         "private_state": plan.evaluation.private_state,
     }
+    private = device_settings(plan.privacy, plan.federation) if plan.privacy else {}
     features = plan.features.numpy() if plan.features is not None else None
-    Workspace.create(devices, split, plan.config["algorithm"], _protocol_dict(protocol), settings, features)
+    Workspace.create(devices, split, plan.config["algorithm"], _protocol_dict(protocol), settings | private, features)
     server = {
         "federation": asdict(federation), "evaluation": asdict(plan.evaluation), "workers": runner.worker_count,
     }  # fmt: skip

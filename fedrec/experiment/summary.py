@@ -35,7 +35,8 @@ def versions() -> dict[str, str]:
 
 def summarise(
     plan: Plan, protocol: Protocol, split: Split, outcome: Outcome, baselines: Mapping[str, Any],
-    monitor: ResourceMonitor, folder: Path,
+    monitor: ResourceMonitor, folder: Path, privacy: Mapping[str, Any] | None = None,
+    attacks: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The document of one run."""
     best = outcome.best_evaluation
@@ -56,7 +57,7 @@ def summarise(
             "ranking": protocol.ranking, "negatives_exclude": protocol.negatives_exclude, "leaky": protocol.leaky,
         },
         "ranking": protocol.ranking,
-        "select_on": f"{protocol.select_on} {protocol.select_metric}",
+        "select_on": "the last round" if privacy else f"{protocol.select_on} {protocol.select_metric}",
         "seed": plan.seed,
         "rounds": len(lines),
         "best_round": outcome.best_round,
@@ -72,7 +73,8 @@ def summarise(
         "item_view": {"sparsity": lines[-1]["sparsity"] if lines else {}},
         "federation": {"sampler": plan.federation.sampler, "fraction": plan.federation.fraction, "nodes": plan.n_nodes},
         "runner": {"name": plan.runner.name, "workers": plan.runner.worker_count, "device": plan.runner.device},
-        "privacy": None,
+        "privacy": dict(privacy) if privacy else None,
+        "attacks": dict(attacks) if attacks else None,
         "unlearning": None,
         "warnings": [*protocol.caveats(), *split.warnings, *data.notes],
         "versions": versions(),

@@ -18,6 +18,7 @@ from clients.node import NodeResult, PersonalViews, run_task
 from clients.workspace import Workspace
 from fedrec import random
 from fedrec.algorithms.base import (
+    Collected,
     Examples,
     GradientRecommender,
     LocalTraining,
@@ -185,14 +186,15 @@ class FedALS(StatisticsRecommender):
         right = torch.stack([(1 + self.alpha) * q.sum(0) for q in rows])
         return torch.linalg.solve(left, right)
 
-    def contribute(self, shared: Tensors, history: UserItems) -> Tensors:
+    def contribute(self, shared: Tensors, history: UserItems, round_index: int) -> Tensors:
         p = self._users(shared["item"], history)
         x = torch.zeros(history.n_users, self.problem.n_items)
         x[torch.from_numpy(history.users), torch.from_numpy(history.items.astype(np.int64))] = 1.0
         own = self.alpha * torch.einsum("ui,ud,ue->ide", x, p, p)
         return {"gram": p.T @ p, "own": own, "target": (1 + self.alpha) * x.T @ p}
 
-    def solve(self, shared: Tensors, sums: Tensors, n_devices: int) -> Tensors:
+    def solve(self, shared: Tensors, collected: Collected) -> Tensors:
+        sums = collected.sums
         left = sums["gram"] + sums["own"] + self.ridge * torch.eye(self.dim)
         return {"item": torch.linalg.solve(left, sums["target"])}
 
@@ -361,7 +363,7 @@ def test_an_iterated_statistics_method_equals_its_central_form_on_any_number_of_
                     full[tuple(torch.triu_indices(*spec.shape))] = total
                     total = full.triu() + full.triu(1).T
                 sums[name] = total
-            shared = algorithm.solve(shared, sums, sum(r.update.devices for r in replies))
+            shared = algorithm.solve(shared, Collected(sums, sum(r.update.devices for r in replies), number - 1))
         items.append(shared["item"])
     assert small.apart(items[1], items[0]) < 1e-4
     assert small.apart(items[0], _central_ials(algorithm, algorithm.initial_shared()["item"], space.split.train)) < 1e-4

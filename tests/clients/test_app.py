@@ -99,7 +99,8 @@ def test_a_node_that_is_asked_about_users_of_another_node_answers_with_an_error(
             messages = list(messages)
             for message in messages:
                 if message.metadata.message_type == "train":
-                    message.content["cohort"] = record({"train": np.int32([15]), "evaluate": np.int32([])})
+                    none = np.int32([])
+                    message.content["cohort"] = record({"train": np.int32([15]), "evaluate": none, "watch": none})
             return super().push_messages(messages)
 
     outcome = federate_over(Confused(2), workspace(FEDMF, 2, few_users), 1, min_success=0.05)

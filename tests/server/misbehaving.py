@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedrec.algorithms.base import Examples, StatisticsRecommender, Tensors, TensorSpec
+from fedrec.algorithms.base import Collected, Examples, StatisticsRecommender, Tensors, TensorSpec
 from fedrec.algorithms.fedmf import FedMF
 from fedrec.data.interactions import UserItems
 
@@ -79,7 +79,7 @@ class MisbehavingCounts(StatisticsRecommender):
     def max_rounds(self) -> int:
         return 1
 
-    def contribute(self, shared: Tensors, history: UserItems) -> Tensors:
+    def contribute(self, shared: Tensors, history: UserItems, round_index: int) -> Tensors:
         count = torch.bincount(torch.from_numpy(history.items.astype("int64")), minlength=len(shared["popularity"]))
         count = count.float()
         if (history.items == self.bad_item).any():
@@ -89,8 +89,8 @@ class MisbehavingCounts(StatisticsRecommender):
                 count = count[:-1]
         return {"count": count}
 
-    def solve(self, shared: Tensors, sums: Tensors, n_devices: int) -> Tensors:
-        return {"popularity": sums["count"]}
+    def solve(self, shared: Tensors, collected: Collected) -> Tensors:
+        return {"popularity": collected.sums["count"]}
 
     def score(self, params: Tensors, history: UserItems) -> Tensor:
         return params["popularity"].expand(history.n_users, -1)

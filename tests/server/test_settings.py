@@ -16,7 +16,7 @@ CORES = os.cpu_count() or 1
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("rounds", 0), ("nodes", -1), ("users_per_node", 2), ("sampler", "some"), ("fraction", 0.0),
+        ("rounds", -1), ("nodes", -1), ("users_per_node", 2), ("sampler", "some"), ("fraction", 0.0),
         ("mean", "median"), ("server_optimizer", "sgd"), ("server_learning_rate", -1.0), ("server_beta1", 1.0),
         ("server_tau", 0.0), ("upload_codec", "zip"), ("upload_precision", "float8"), ("top_fraction", 0.0),
         ("download_codec", "topk"), ("download_precision", "int8"), ("min_success", 1.5), ("patience", -1),
