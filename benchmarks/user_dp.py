@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.common import dataset, leave_one_out, table, workspace
+from fedrec.algorithms import build
+from fedrec.algorithms.base import Problem
 from fedrec.data.interactions import Interactions
 from fedrec.data.split import Split
 from fedrec.experiment.config import load_config
@@ -57,10 +59,9 @@ def block(
         lines.append((time.process_time(), line))
 
     options: dict[str, Any] = {"fused": "on", "upload": {"kind": federation.upload_codec}}
-    with workspace(split, config["algorithm"], **options) as space:
-        guard = None
-        algorithm = space.algorithm
+    guard = None
     if settings is not None:
+        algorithm = build(config["algorithm"], Problem(split.n_users, split.n_items, 0))
         check_algorithm(settings, algorithm, federation)
         plan = plan_privacy(
             settings, algorithm, federation, n_nodes=1, subject=subject, n_interactions=split.train.items.size
@@ -95,7 +96,7 @@ def rounds_of_all_modes(data: Interactions, blocks: int, rounds: int) -> dict[st
 
 
 def calibrations(users: int) -> tuple[float, float]:
-    """Wall-seconds of finding the noise for epsilon 8, 100 rounds, Poisson .1, in an empty cache; and of asking again."""
+    """Wall-seconds of finding the noise for epsilon 8, 100 Poisson rounds, in an empty cache; and of asking again."""
     before = os.environ.get("FEDREC_CACHE_DIR")
     with tempfile.TemporaryDirectory(prefix="fedrec-bench-") as folder:
         os.environ["FEDREC_CACHE_DIR"] = folder

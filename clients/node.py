@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -170,9 +171,9 @@ def _train_examples(
     local = settings.local_dp
     assert local is not None
     common: dict[str, Any] = {
-        "n_items": split.n_items, "seed": settings.seed, "round_number": round_number,
+        "n_items": split.n_items, "seed": local["sampling_seed"], "round_number": round_number,
         "sample_rate": local["sample_rate"], "steps": local["steps"], "expected_batch": local["expected_batch"],
-        "noise_multiplier": local["noise_multiplier"], "max_grad_norm": local["max_grad_norm"],
+        "noise_multiplier": local["noise_multiplier"], "max_grad_norm": local["max_grad_norm"] or math.inf,
         "noise_seed": settings.noise_seed,
     }  # fmt: skip
     if settings.mode == "silo":

@@ -28,7 +28,7 @@ def noise_generator(noise_seed: int | None, *address: int) -> np.random.Generato
     """A generator for privacy noise, seeded by the operating system with 256 bits; or, in tests, by seed and
     address."""
     entropy = secrets.randbits(256) if noise_seed is None else [noise_seed, *address]
-    return np.random.Generator(np.random.SFC64(np.random.SeedSequence(entropy)))
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence(entropy, pool_size=8)))
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def squares_of(shared: Tensors) -> dict[str, float]:
 
 def clip_updates(updates: Tensors, max_grad_norm: float) -> Tensors:
     """Whole updates of B devices, name → [B, *shape], each scaled to an L2 norm of ``max_grad_norm`` at most."""
-    square = torch.stack([value.double().flatten(1).square().sum(1) for value in updates.values()]).sum(0)
+    square = torch.stack([value.double().reshape(len(value), -1).square().sum(1) for value in updates.values()]).sum(0)
     return {name: scale_examples(value, clip_factors(square.sqrt(), max_grad_norm)) for name, value in updates.items()}
 
 

@@ -26,6 +26,7 @@ from fedrec.data.interactions import UserItems
 from fedrec.errors import ConfigError
 from privacy.dpsgd import DPSGD, NonFiniteGradient
 from privacy.lazy import LazyNoiseSGD
+from privacy.settings import check_optimizer
 
 Int64 = npt.NDArray[np.int64]
 _LIMIT = 2**31  # bytes of per-example gradients of one batch
@@ -39,13 +40,7 @@ def check_silo(
     ``expected_batch`` and ``silo_users`` (users of the largest silo), where given, are for the memory that
     per-example gradients of dense tensors need: of whole tables under ``opacus``, else of dense shared tensors.
     """
-    if optimizer not in ("lazy", "opacus"):
-        remedy = (
-            "ghost clipping counts padding rows in the norm, and fails on empty batches and on tables looked up twice"
-            if optimizer == "ghost"
-            else "lazy noise holds for plain SGD; momentum or Adam belong on the server, federation.server_optimizer"
-        )
-        raise ConfigError(f"privacy.optimizer={optimizer}: {remedy}; write lazy or opacus")
+    check_optimizer(optimizer)
     check_example_dp(algorithm)
     shapes = {name: spec.shape for name, spec in algorithm.shared.items() if optimizer == "opacus" or not spec.per_item}
     numbers = sum(math.prod(shape) for shape in shapes.values())

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -58,7 +58,7 @@ examples:
   fedrec budgets experiment=budgets_ml100k '~budgets.methods.fedmf'
   fedrec budgets algorithm=fedease_private privacy=user_dp federation.sampler=all attack=membership runner=inline
   fedrec budgets privacy=user_dp name=clipping '+budgets.methods.tight=["privacy.max_grad_norm=0.1"]' \\
-      '+budgets.methods.loose={overrides:["privacy.max_grad_norm=1"],by_epsilon:{"8":["federation.rounds=40"]}}'
+      '+budgets.methods.loose={overrides:["privacy.max_grad_norm=1"],by_epsilon:{8:["federation.rounds=40"]}}'
 """
 
 
@@ -199,6 +199,7 @@ def _show(results: Sequence[RunResult], console: Console, folder: Path) -> None:
     from fedrec.experiment.report import write_report
 
     console.print(result_table([result.summary for result in results]))
+    _show_privacy([result.summary for result in results], console)
     report = results[0].report
     if len(results) > 1:
         stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
@@ -214,6 +215,22 @@ def _show(results: Sequence[RunResult], console: Console, folder: Path) -> None:
     console.print(f"[bold]report[/bold]   {_escape(str(report.absolute()))}", highlight=False, soft_wrap=True)
 
 
+def _show_privacy(summaries: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """What is guaranteed, against whom, and what attacks found; the same sentence once."""
+    from fedrec.experiment.console import name_of
+    from fedrec.experiment.guarantees import attack_line, guarantee, is_private, what_the_server_saw
+
+    for text in dict.fromkeys(filter(None, map(guarantee, summaries))):
+        colour = "green" if any(is_private(one) for one in summaries if guarantee(one) == text) else "yellow"
+        console.print(f"[{colour}]Privacy:[/{colour}] {_escape(text)}", highlight=False, soft_wrap=True)
+    for summary in summaries:
+        found = attack_line(summary)
+        if found:
+            which = f" on {name_of(summary.get('algorithm'))}" if len(summaries) > 1 else ""
+            text = f"[bold]Attacks{_escape(which)}:[/bold] {_escape(f'{found} {what_the_server_saw(summary)}')}"
+            console.print(text, highlight=False, soft_wrap=True)
+
+
 def _exit_code(results: Sequence[RunResult]) -> int:
     if any(result.status == "interrupted" for result in results):
         return 130
@@ -223,11 +240,11 @@ def _exit_code(results: Sequence[RunResult]) -> int:
 def _budgets(arguments: argparse.Namespace, console: Console) -> int:
     from fedrec.experiment.budgets import check_runs, plan_comparison
     from fedrec.experiment.budgets_files import write_numbers, write_pictures
-    from fedrec.experiment.budgets_runs import run_all
+    from fedrec.experiment.budgets_runs import look, run_all
 
     comparison = plan_comparison(arguments.overrides)
     with console.status("checking all configurations"):
-        data = check_runs(comparison.runs)
+        data = check_runs(comparison.runs, lambda run, sha256: look(run, sha256)[0] is not None)
     states, interrupted = run_all(comparison, data, console, lambda now: write_numbers(comparison, now))
     table = write_numbers(comparison, states)
     console.print(f"\n{table}", markup=False, highlight=False, soft_wrap=True)
@@ -254,7 +271,9 @@ def _report(arguments: argparse.Namespace, console: Console) -> int:
     output = arguments.output or (
         arguments.run_dirs[0] / "report.html" if len(arguments.run_dirs) == 1 else Path("comparison.html")
     )
-    console.print(result_table([read_run(path).summary for path in arguments.run_dirs]))
+    summaries = [read_run(path).summary for path in arguments.run_dirs]
+    console.print(result_table(summaries))
+    _show_privacy(summaries, console)
     console.print(
         f"[bold]report[/bold]   {write_report(arguments.run_dirs, output).absolute()}", highlight=False, soft_wrap=True
     )

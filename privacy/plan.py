@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,9 @@ class PrivacyPlan:
 
     ``noise`` holds each round's noise multiplier (one entry: the same in all), already without the part that adaptive
     clipping spends; ``accounted`` the multipliers that the accountant is told. ``expected`` is qN, the divisor of the
-    mean. ``epsilon`` is what all planned rounds cost, infinite without noise.
+    mean. ``epsilon`` is what all planned rounds cost, infinite without noise. Under
+    ``example_dp`` ``expected_batch`` is the public divisor of a local step's sum, ``silos`` how many data holders there
+    are (0: devices).
     """
 
     settings: PrivacySettings
@@ -69,6 +71,7 @@ class PrivacyPlan:
     mu: float
     allowed_rounds: int
     expected_batch: float = 0.0
+    silos: int = 0
 
     def noise_multiplier(self, round_number: int) -> float:
         """Of round ``round_number`` (from 1), relative to the sensitivity."""
@@ -94,14 +97,31 @@ class PrivacyPlan:
         return not self.settings.noiseless and self.settings.noise_seed is None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for the run's files (JSON knows no infinity: it is written as null)."""
+        """Plain values, for the run's files; JSON knows no infinity, so it is written as a word."""
         found = dataclasses.asdict(self)
-        found["settings"] = {k: _finite(v) for k, v in found["settings"].items()}
-        return {key: _finite(value) for key, value in found.items()}
+        return {key: _plain(value) for key, value in found.items()}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> PrivacyPlan:
+        """The plan that :meth:`to_dict` wrote."""
+        values = {key: _numbers(value) for key, value in document.items()}
+        return cls(**{**values, "settings": PrivacySettings(**values["settings"])})
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(inner) for inner in value]
+    return "inf" if value == math.inf else value
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _numbers(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return tuple(_numbers(inner) for inner in value)
+    return math.inf if value == "inf" else value
 
 
 def make_plan(
@@ -144,7 +164,7 @@ def make_plan(
     if settings.mode == "example_dp":
         holders = federation.silos or federation.n_users
         typical = max(1.0, federation.n_interactions / holders)
-        plan = dataclasses.replace(plan, expected_batch=rate * typical)
+        plan = dataclasses.replace(plan, expected_batch=rate * typical, silos=federation.silos)
     return dataclasses.replace(plan, allowed_rounds=min(_allowed(plan, one) for one in spent))
 
 

@@ -66,7 +66,7 @@ class PrivacySettings:
         _one_of(self, "accountant", "auto", "prv", "rdp")
         _one_of(self, "trust", "server", "secure_aggregation")
         _one_of(self, "row_set", "dense", "padded")
-        _one_of(self, "optimizer", "lazy", "opacus")
+        check_optimizer(self.optimizer)
         for name in ("epsilon", "budget"):
             value = getattr(self, name)
             if value is not None and not value > 0.0:
@@ -104,6 +104,16 @@ class PrivacySettings:
     def noiseless(self) -> bool:
         """Whether no noise was asked for; such a result is not private."""
         return self.epsilon == math.inf or self.noise_multiplier == 0.0
+
+
+def check_optimizer(name: str) -> None:
+    """ConfigError for a local DP-SGD optimizer that would be wrong, with the reason."""
+    if name in ("lazy", "opacus"):
+        return
+    reason = "lazy noise holds for plain SGD; momentum or Adam belong on the server, federation.server_optimizer"
+    if name == "ghost":
+        reason = "ghost clipping counts padding rows in the norm, and fails on empty batches and on tables used twice"
+    raise ConfigError(f"privacy.optimizer={name}: {reason}; write lazy or opacus")
 
 
 def _one_of(settings: PrivacySettings, name: str, *allowed: str) -> None:

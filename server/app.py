@@ -8,13 +8,18 @@ everything from the workspace that the Flower run configuration points at:
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from clients.workspace import Workspace
 from fedrec.errors import ConfigError, RunFailed
+from privacy.ledger import Ledger, Subject
+from privacy.plan import PrivacyPlan
+from server.guard import Guard
 from server.settings import EvaluationSettings, FederationSettings, from_config
 from server.strategy import FedRecStrategy
 
@@ -55,7 +60,17 @@ def main(grid: Grid, context: Context) -> None:
             lines.write(json.dumps(line) + "\n")
             lines.flush()
 
-        outcome = FedRecStrategy(workspace, federation, evaluation, write).run(grid, int(document["workers"]))
+        strategy = FedRecStrategy(workspace, federation, evaluation, write, guard=_guard(workspace, document))
+        outcome = strategy.run(grid, int(document["workers"]))
     if outcome.status in ("failed", "diverged"):
         # Flower records a run as failed only when its ServerApp raises.
         raise RunFailed(outcome.reason or outcome.status)
+
+
+def _guard(workspace: Workspace, document: Mapping[str, Any]) -> Guard | None:
+    """The privacy mechanism that ``fedrec run`` planned, with a ledger beside the workspace."""
+    if "privacy" not in document:
+        return None
+    plan = PrivacyPlan.from_dict(document["privacy"])
+    ledger = Ledger.start(workspace.folder, Subject(**document["subject"]), plan.delta, plan.settings.accountant)
+    return Guard(plan, workspace.algorithm, ledger, "flwr run", workspace.settings.seed)

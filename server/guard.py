@@ -179,7 +179,7 @@ class Guard:
     def trust(self) -> str:
         """Who has to be trusted for the guarantee to hold."""
         if self.settings.mode != "user_dp":
-            return "nobody but the own device" if self.plan.unit == "user" else "the data holder itself"
+            return "the silo that holds the data" if self.plan.silos else "the user's own device"
         if self.settings.trust == "secure_aggregation":
             return "simulated secure aggregation"
         return "the server"

@@ -46,7 +46,7 @@ class AttackSettings:
     users: int = 400
     rounds: tuple[int, ...] = (1, -1)
     holdout: float = 0.1
-    canaries: int = 100
+    canaries: int = 200
 
     @classmethod
     def from_config(cls, options: Mapping[str, Any]) -> AttackSettings:

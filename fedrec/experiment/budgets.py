@@ -270,19 +270,20 @@ def _check_measured(settings: BudgetSettings, config: Config) -> None:
         raise ConfigError(f"budgets.attack_curve={settings.attack_curve}: nothing measures it; write attack={kind}")
 
 
-def check_runs(runs: Iterable[PlannedRun], say: Callable[[str], None] | None = None) -> dict[str, str]:
-    """Check one run of every method and budget as ``run_experiment`` would; nothing is trained or written.
+def check_runs(runs: Sequence[PlannedRun], finished: Callable[[PlannedRun, str], bool]) -> dict[str, str]:
+    """Check every method and budget as ``run_experiment`` would; nothing is trained or written.
 
-    Returns the SHA-256 of each method's data. ConfigError or DataError names the method and the budget.
+    Returns the SHA-256 of each method's data. A budget whose runs are all ``finished`` (told the run and that SHA-256)
+    needs no check beyond the first one of its method. ConfigError names the method and the budget.
     """
-    seen: set[tuple[str, float]] = set()
     data: dict[str, str] = {}
+    checked: set[tuple[str, float]] = set()
     for run in runs:
-        if (run.method, run.epsilon) in seen:
+        if (run.method, run.epsilon) in checked or (run.method in data and finished(run, data[run.method])):
             continue
-        seen.add((run.method, run.epsilon))
+        checked.add((run.method, run.epsilon))
         try:
-            data[run.method] = Plan(run.config, say=say).data.sha256
+            data[run.method] = Plan(run.config).data.sha256
         except ConfigError as error:
             raise ConfigError(f"{run.method}, epsilon {name_of_epsilon(run.epsilon)}: {error}") from None
     return data

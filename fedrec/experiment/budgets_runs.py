@@ -6,12 +6,12 @@ and which runner executes it change no number and are not compared; baselines th
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
-from fedrec.errors import FedrecError
+from fedrec.errors import ConfigError, FedrecError
 from fedrec.experiment.budgets import Comparison, PlannedRun
 from fedrec.experiment.config import Config
 from fedrec.experiment.console import format_metric, format_seconds, metric, number, part, primary_ranking
@@ -107,24 +107,28 @@ def run_all(
     reused = len(states) - len(waiting)
     if reused:
         console.print(f"{reused} of {len(states)} runs are finished already; they are not repeated.", highlight=False)
-    interrupted = False
-    with _Bar(console, states) as bar:
+    _make_folder(comparison.folder)
+    interrupted = True
+    with _Bar(console, states) as bar, contextlib.suppress(KeyboardInterrupt):
         for index, why in waiting:
             run = comparison.runs[index]
-            try:
-                if run.folder.exists():
-                    bar.say(_make_room(run.folder, why, run.title))
-                bar.start(run)
-                states[index] = _run(run, bar)
-            except KeyboardInterrupt:
-                interrupted = True
-            if states[index].status == "missing":
-                interrupted = True
+            if run.folder.exists():
+                bar.say(_make_room(run.folder, why, run.title))
+            bar.start(run)
+            states[index] = _run(run, bar)
             bar.end(index)
             keep(states)
-            if interrupted:
-                break
+            if states[index].status == "missing":
+                return states, True
+        interrupted = False
     return states, interrupted
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output_dir: {folder} cannot be made ({error.strerror}); choose another folder") from None
 
 
 def _make_room(folder: Path, why: str, title: str) -> str:
@@ -143,8 +147,7 @@ def _make_room(folder: Path, why: str, title: str) -> str:
 def _run(run: PlannedRun, bar: _Bar) -> RunState:
     try:
         # A console of its own, so that one bar tells of all runs; not a quiet one: Ctrl-C has something to say.
-        with bar.listening() as listener:
-            result = run_experiment(run.config, Console(file=listener), run_dir=run.folder, exit_at_once=True)
+        result = run_experiment(run.config, Console(file=bar.listener()), run_dir=run.folder, exit_at_once=True)
     except FedrecError as error:
         return RunState(run, "failed", None, str(error))
     if result.status == "interrupted":
@@ -211,9 +214,8 @@ class _Bar:
         self._current, self._since, self._share = run, time.monotonic(), 0.0
         self._show(run.title)
 
-    @contextmanager
-    def listening(self) -> Iterator[_Rounds]:
-        yield _Rounds(self._heard)
+    def listener(self) -> _Rounds:
+        return _Rounds(self._heard)
 
     def _heard(self, current: int, total: int) -> None:
         self._share = current / max(total, 1)

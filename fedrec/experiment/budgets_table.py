@@ -26,6 +26,7 @@ from fedrec.experiment.console import (
     part,
     primary_ranking,
 )
+from fedrec.experiment.guarantees import sentence
 
 _DASH = "–"
 
@@ -61,6 +62,7 @@ class Point:
     sampler: str
     statement: str
     note: str
+    held_out: str
 
     @property
     def budget(self) -> str:
@@ -121,6 +123,7 @@ def _point(method: str, epsilon: float, states: Sequence[RunState], wanted: str)
         sampler=_sampler(first),
         statement=str(first.get("statement", "")),
         note=" ".join(dict.fromkeys(str(one["note"]) for one in said if one.get("note"))),
+        held_out=next((str(text) for one in done for text in one.get("warnings", ()) if "non-members" in text), ""),
     )
 
 
@@ -238,6 +241,7 @@ def notes(found: Sequence[Point], lines: Sequence[Baseline]) -> list[str]:
         said.append("ε = ∞: the same method without clipping and noise, and without any guarantee.")
     if any(not point.private and not math.isinf(point.epsilon) for point in told):
         said.append("(not private): anyone can repeat the noise, its seed is fixed.")
+    said += [sentence(text) for text in dict.fromkeys(point.held_out for point in told if point.held_out)]
     said += list(dict.fromkeys(point.note for point in told if point.note))
     if any(point.private for point in told):
         said.append(

@@ -170,6 +170,8 @@ def _check_key(override: Override, known: Config) -> None:
     key, line = override.key_or_group, override.input_line
     if key.startswith(_OPEN) and (override.is_add() or override.is_delete()):
         return
+    if key == "budgets.methods":
+        raise ConfigError(f'{line}: add one at a time, +budgets.methods.NAME=["algorithm=fedmf"]; ~ leaves one out')
     there: Any = known
     for depth, name in enumerate(parts := key.split(".")):
         if not isinstance(there, Mapping) or name not in there:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ def read_settings(options: Mapping[str, Any], federation: FederationSettings) ->
     settings = PrivacySettings.from_config(options)
     if settings.mode == "none":
         if federation.rounds == 0:
-            raise ConfigError("federation.rounds=0: write a whole number of at least 1; only a privacy budget can decide how many")
+            raise ConfigError(
+                "federation.rounds=0: write a whole number of at least 1; only a privacy budget can decide how many"
+            )
         if federation.mode == "silo":
             raise ConfigError(
                 "federation.mode=silo: silos train with DP-SGD; write privacy=example_dp (without noise: epsilon=inf)"
@@ -130,10 +133,16 @@ def plan_privacy(
         subject.users, n_interactions, federation.sampler, federation.fraction, federation.rounds, shares,
         n_nodes if federation.mode == "silo" else 0,
     )  # fmt: skip
-    return make_plan(settings, facts, spent)
+    plan = make_plan(settings, facts, spent)
+    if plan.silos:
+        check_silo(
+            algorithm, optimizer=settings.optimizer, expected_batch=plan.expected_batch,
+            silo_users=-(-subject.users // plan.silos),
+        )  # fmt: skip
+    return plan
 
 
-def device_settings(plan: PrivacyPlan, federation: FederationSettings) -> dict[str, Any]:
+def device_settings(plan: PrivacyPlan, federation: FederationSettings, seed: int) -> dict[str, Any]:
     """What a workspace tells its nodes of the plan."""
     settings = plan.settings
     found: dict[str, Any] = {
@@ -145,8 +154,11 @@ def device_settings(plan: PrivacyPlan, federation: FederationSettings) -> dict[s
     if settings.mode == "example_dp":
         found["local_dp"] = {
             "sample_rate": settings.sample_rate, "steps": settings.steps, "expected_batch": plan.expected_batch,
-            "noise_multiplier": plan.noise_multiplier(1), "max_grad_norm": settings.max_grad_norm,
+            "noise_multiplier": plan.noise_multiplier(1),
+            "max_grad_norm": None if settings.epsilon == math.inf else settings.max_grad_norm,
             "optimizer": settings.optimizer,
+            # Which interactions a step samples is as secret as the noise; the experiment's seed is not.
+            "sampling_seed": secrets.randbits(63) if settings.noise_seed is None else seed,
         }  # fmt: skip
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
-from fedrec.experiment import plots, report_charts, report_sections
+from fedrec.experiment import plots, report_charts, report_privacy, report_sections
 from fedrec.experiment.console import (
     COLUMNS,
     Ranking,
@@ -52,7 +52,8 @@ def run_body(record: RunRecord, salt: str) -> str:
             report_charts.per_user(record, salt),
             report_charts.traffic(record, salt),
             report_charts.timing(record, salt),
-            report_sections.privacy(record),
+            report_privacy.privacy(record, salt),
+            report_privacy.attacks(record, salt),
             report_sections.unlearning(record),
             report_sections.configuration(record),
         )

@@ -225,20 +225,6 @@ def short(text: str, limit: int = 28) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def privacy(record: RunRecord) -> str:
-    said = part(record.summary, "privacy")
-    if not said:
-        return ""
-    epsilon, delta = number(said.get("epsilon")), number(said.get("delta"))
-    sentence = ""
-    if epsilon is not None and delta is not None:
-        sentence = (
-            f"<p>One {esc(said.get('unit', 'user'))} is protected by ({epsilon:.3g}, {delta:.2g})-differential privacy"
-        )
-        sentence += f" under {esc(said['adjacency'])} adjacency.</p>" if said.get("adjacency") else ".</p>"
-    return f"<h3>Privacy</h3>{sentence}{tree(said)}"
-
-
 def unlearning(record: RunRecord) -> str:
     said = part(record.summary, "unlearning")
     return f"<h3>Unlearning</h3>{tree(said)}" if said else ""

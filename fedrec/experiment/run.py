@@ -310,12 +310,14 @@ def _workspace(plan: Plan, protocol: Protocol, split: Split, devices: Path) -> d
         "per_user_metrics": plan.evaluation.per_user,
         "private_state": plan.evaluation.private_state,
     }
-    private = device_settings(plan.privacy, plan.federation) if plan.privacy else {}
+    private = device_settings(plan.privacy, plan.federation, plan.seed) if plan.privacy else {}
     features = plan.features.numpy() if plan.features is not None else None
     Workspace.create(devices, split, plan.config["algorithm"], _protocol_dict(protocol), settings | private, features)
-    server = {
+    server: dict[str, Any] = {
         "federation": asdict(federation), "evaluation": asdict(plan.evaluation), "workers": runner.worker_count,
     }  # fmt: skip
+    if plan.privacy is not None:
+        server |= {"privacy": plan.privacy.to_dict(), "subject": asdict(plan.subject)}
     (devices / "server.json").write_text(json.dumps(server, indent=1))
     return settings
 

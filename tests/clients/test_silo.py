@@ -304,7 +304,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "several epochs": (fedmf(local_epochs=3), {}, "privacy.steps"),
     "momentum": (fedmf(), {"optimizer": "momentum"}, r"privacy.optimizer=momentum.*server_optimizer.*lazy or opacus"),
     "adam": (fedmf(), {"optimizer": "adam"}, r"privacy.optimizer=adam.*plain SGD.*lazy or opacus"),
-    "ghost": (fedmf(), {"optimizer": "ghost"}, r"ghost clipping.*padding.*looked up twice.*lazy or opacus"),
+    "ghost": (fedmf(), {"optimizer": "ghost"}, r"ghost clipping.*padding.*used twice.*lazy or opacus"),
     "memory": (
         fedmf(), {"optimizer": "opacus", "expected_batch": 1e6, "silo_users": 10},
         r"privacy.optimizer=opacus.*GiB; write privacy.optimizer=lazy",

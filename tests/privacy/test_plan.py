@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from fedrec.errors import ConfigError
 from privacy.accountants import Release, epsilon, gaussian_mu
-from privacy.plan import Federation, make_plan, total_mu
+from privacy.plan import Federation, PrivacyPlan, make_plan, total_mu
 from privacy.settings import PrivacySettings
 
 ML100K = Federation(943, 98_114, "poisson", 0.1, 100)
@@ -122,7 +123,8 @@ def test_a_guarantee_that_cannot_be_given_is_refused(
         plan(facts(**changes), **settings)
 
 
-def test_a_plan_is_written_without_infinities() -> None:
-    document = plan(epsilon=math.inf).to_dict()
-    assert document["epsilon"] is None
-    assert document["settings"]["epsilon"] is None
+@pytest.mark.parametrize("settings", [{"epsilon": math.inf}, {"epsilon": 3.0, "adaptive_clipping": True}])
+def test_a_plan_survives_being_written_as_json(settings: dict[str, Any]) -> None:
+    found = plan(**settings)
+    document = json.dumps(found.to_dict(), allow_nan=False)
+    assert PrivacyPlan.from_dict(json.loads(document)) == found

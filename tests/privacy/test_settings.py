@@ -24,7 +24,9 @@ from privacy.settings import PrivacySettings
         ("accountant", "gdp", "write auto or prv or rdp"), ("budget", 0.0, "write a positive number"),
         ("clip_quantile", 1.0, "write a share between 0 and 1"), ("steps", 0, "write a whole number, 1 or more"),
         ("padded_rows", -1, "write a whole number, 0 or more"), ("noise_seed", -1, "write a whole number"),
-        ("optimizer", "adam", "write lazy or opacus"), ("clip_learning_rate", 0.0, "write a positive number"),
+        ("optimizer", "adam", "momentum or Adam belong on the server"),
+        ("optimizer", "ghost", "ghost clipping counts padding rows"),
+        ("clip_learning_rate", 0.0, "write a positive number"),
         ("clip_count_noise", -0.1, r"write 0 \(chosen for you\) or more"),
     ],
 )  # fmt: skip

@@ -16,6 +16,10 @@ from flwr.app import Context, RecordDict
 from clients.app import app as client_app
 from clients.workspace import Workspace
 from fedrec.errors import ConfigError, RunFailed
+from privacy.ledger import Ledger, Subject
+from privacy.plan import Federation as FederationFacts
+from privacy.plan import make_plan
+from privacy.settings import PrivacySettings
 from server.app import app
 from server.inline import InlineGrid
 from server.settings import EvaluationSettings, FederationSettings
@@ -43,6 +47,19 @@ def test_the_app_runs_a_prepared_workspace_and_writes_its_rounds(workspace: Work
     for ours, theirs in zip(lines, expected, strict=True):
         assert ours["validation"] == theirs["validation"]
         assert ours["loss"] == theirs["loss"]
+
+
+def test_a_private_workspace_is_run_privately_and_recorded_in_a_ledger(workspace: WorkspaceFactory) -> None:
+    plan = make_plan(PrivacySettings("user_dp", epsilon=3.0), FederationFacts(60, 1000, "all", 1.0, 2))
+    space = workspace(FEDMF, 2, upload={"kind": "dense"}, privacy_mu=plan.mu)
+    _prepare(space, rounds=2)
+    document = json.loads((space.folder / "server.json").read_text())
+    document |= {"privacy": plan.to_dict(), "subject": asdict(Subject("data", "0" * 64, 60, 1000))}
+    (space.folder / "server.json").write_text(json.dumps(document))
+    _run(2, {"workspace": str(space.folder)})
+    ledger = Ledger.read(space.folder / "ledger.json")
+    assert [entry.round for entry in ledger.entries] == [1, 2]
+    assert ledger.composed()["user"].value == pytest.approx(3.0, rel=1e-6)
 
 
 def test_a_run_without_a_workspace_is_one_clear_error() -> None:

@@ -37,8 +37,9 @@ def _planted(users: int, items: int, strength: float, seed: int) -> tuple[np.nda
 def test_a_planted_attribute_is_found_and_an_absent_one_is_not() -> None:
     features, label = _planted(200, 30, 6.0, 0)
     assert infer_attribute(features, label, 0).area.auc > 0.95
-    chance = [infer_attribute(_planted(200, 30, 0.0, seed)[0], label, seed).area.auc for seed in range(20)]
-    assert np.mean(chance) == pytest.approx(0.5, abs=0.03)
+    blank = [_planted(200, 30, 0.0, seed) for seed in range(8)]
+    chance = [infer_attribute(features, label, seed, folds=4).area.auc for seed, (features, label) in enumerate(blank)]
+    assert np.mean(chance) == pytest.approx(0.5, abs=0.06)
 
 
 def test_the_attack_does_not_depend_on_the_features_unit_or_offset_but_on_the_seed() -> None:

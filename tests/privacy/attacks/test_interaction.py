@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import binary_f1_score, binary_precision, binary_recall
 
@@ -124,8 +124,9 @@ def test_known_weight_decay_is_taken_off_a_dense_upload() -> None:
     assert np.array_equal(np.flatnonzero(found.any(axis=1)), [3, 10, 20])
 
 
-@given(st.integers(1, 40), st.integers(0, 39), st.integers(1, 40), st.integers(0, 2**32 - 1))
-def test_precision_recall_and_f1_are_those_of_torchmetrics(named: int, low: int, wanted: int, seed: int) -> None:
+@settings(max_examples=50)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_precision_recall_and_f1_are_those_of_torchmetrics(named: int, wanted: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
     rows = np.sort(draw.permutation(60)[:40]).astype(np.int32)
     items = np.sort(draw.choice(rows, min(named, 40), replace=False)).astype(np.int32)

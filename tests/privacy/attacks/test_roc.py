@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import ks_2samp, mannwhitneyu
@@ -21,6 +21,7 @@ Float64 = npt.NDArray[np.float64]
 groups = arrays(np.float64, st.integers(1, 40), elements=st.integers(-4, 4).map(float))
 
 
+@settings(max_examples=50)
 @given(groups, groups)
 def test_auc_is_that_of_torchmetrics_and_of_mann_whitney(positive: Float64, negative: Float64) -> None:
     scores = torch.from_numpy(np.concatenate([positive, negative]))
@@ -31,6 +32,7 @@ def test_auc_is_that_of_torchmetrics_and_of_mann_whitney(positive: Float64, nega
     assert auc(positive, negative) == pytest.approx(u / (positive.size * negative.size), abs=1e-12)
 
 
+@settings(max_examples=50)
 @given(groups, groups)
 def test_advantage_is_the_one_sided_kolmogorov_smirnov_statistic(positive: Float64, negative: Float64) -> None:
     # "less": the positives' distribution function lies below, i.e. they score higher.
