@@ -116,18 +116,3 @@ def add_noise(update: CohortUpdate, algorithm: Recommender, shared: Tensors, pro
             total += draws * (protection.noise * math.sqrt(update.devices))
     if not protection.padded_rows:
         update.counts[:] = update.devices  # every row carries noise, so every row is sent
-
-
-def decoys(touched: Int64, n_items: int, wanted: int, generator: np.random.Generator) -> Int64:
-    """``wanted`` rows that a device did not touch, uniformly without replacement."""
-    untouched = np.delete(np.arange(n_items), touched)
-    return generator.choice(untouched, size=min(wanted, untouched.size), replace=False)
-
-
-def sent_rows(valid: Tensor, limit: int, generator: np.random.Generator) -> Tensor:
-    """bool[B, T]: which of a device's touched rows it sends, at most ``limit`` of them, chosen at random."""
-    if not limit or int(valid.sum(1).max()) <= limit:
-        return valid
-    order = torch.from_numpy(generator.random(tuple(valid.shape))).masked_fill(~valid, 2.0)
-    rank = order.argsort(1).argsort(1)
-    return valid & (rank < limit)

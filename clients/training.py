@@ -13,9 +13,10 @@ from torch import Tensor
 
 from clients.cohort import Chunk, CohortExamples, chunks
 from clients.fused import train_fused, why_not
-from clients.protection import Protection, add_noise, decoys, sent_rows, squares_of, whole_norms
+from clients.protection import Protection, add_noise, squares_of, whole_norms
 from clients.store import DeviceStore
 from clients.update import CohortUpdate, start_update
+from clients.uploads import device_bytes, record_uploads, sent_bytes, sent_rows
 from clients.wire import Codec
 from fedrec.algorithms.base import GradientRecommender, Tensors, TensorSpec
 from fedrec.errors import ConfigError
@@ -179,7 +180,7 @@ def absorb(
     if any(spec.per_item for spec in algorithm.shared.values()):
         update.counts += torch.bincount(chunk.items[sent & good.unsqueeze(1)], minlength=update.counts.numel())
         if protection.single_devices:
-            _single_devices(update, algorithm, deltas, decay, factor, chunk, sent, keep, shared, codec, protection)
+            record_uploads(update, algorithm, deltas, decay, factor, chunk, sent, keep, shared, codec, protection)
     update.devices += len(keep)
     update.users += users[good.numpy()].tolist()
     update.loss += float(trained.loss.cpu()[keep].double().sum())
@@ -200,50 +201,6 @@ def absorb(
         },
         {name: decay[name][keep] for name, spec in algorithm.private.items() if spec.per_item},
     )
-
-
-def _single_devices(
-    update: CohortUpdate, algorithm: GradientRecommender, deltas: Tensors, decay: Tensors, factor: Tensor,
-    chunk: Chunk, sent: Tensor, keep: Tensor, shared: Tensors, codec: Codec, protection: Protection,
-) -> None:  # fmt: skip
-    """Pad each device's rows with decoys, and record the uploads of watched users as the server would see them."""
-    name, spec = next((name, spec) for name, spec in algorithm.shared.items() if spec.per_item)
-    everything = np.arange(spec.shape[0])
-    for b in keep.tolist():
-        rows = chunk.items[b][sent[b]].numpy()
-        values = deltas[name][b][sent[b]].flatten(1).numpy()
-        if protection.padded_rows:
-            extra = decoys(rows, spec.shape[0], protection.padded_rows - rows.size, protection.generator)
-            update.counts[extra] += 1
-            rows = np.concatenate([rows, extra])
-            values = np.concatenate([values, np.zeros((extra.size, values.shape[1]), dtype=np.float32)])
-        user = int(chunk.examples.users[chunk.devices[b]])
-        if user not in protection.watch:
-            continue
-        if codec.kind == "dense" and not protection.padded_rows:
-            whole = float(factor[b] * (decay[name][b] - 1.0)) * shared[name].flatten(1).numpy()
-            whole[rows] += values
-            rows, values = everything, whole
-        if protection.noise:
-            own = (protection.noise * protection.generator.standard_normal(values.shape)).astype(np.float32)
-            values = values + own
-            update.sums[name].flatten(1)[rows] += torch.from_numpy(own)
-            update.noised[rows] += 1
-        order = np.argsort(rows)
-        update.views.append((user, rows[order].astype(np.int32), values[order].astype(np.float32)))
-
-
-def device_bytes(algorithm: GradientRecommender, codec: Codec, chunk: Chunk, deltas: Tensors) -> Tensor:
-    """int64[B]: the bytes that each device of a chunk uploads."""
-    out = torch.zeros(len(chunk.devices), dtype=torch.int64)
-    touched = chunk.valid.sum(1)
-    for name, spec in algorithm.shared.items():
-        if not spec.per_item:
-            out += math.prod(spec.shape) * 4
-            continue
-        nonzero = torch.count_nonzero(deltas[name].flatten(1), dim=1) if codec.kind in ("nonzero", "topk") else touched
-        out += codec.device_bytes(spec.shape[0], math.prod(spec.shape[1:]), touched, nonzero, spec.weight_decay > 0)
-    return out
 
 
 def _keep_user_updates(
@@ -302,17 +259,11 @@ def train_cohort(
             trained = local_sgd(algorithm, before, chunk, round_number - 1)
             absorb(update, algorithm, start, trained, chunk, store, codec, shared, squares, protection)
     if protection.padded_rows:
-        update.upload_bytes = update.devices * padded_bytes(algorithm, codec, protection.padded_rows)
+        update.upload_bytes = update.devices * sent_bytes(algorithm, codec, protection.padded_rows)
+    elif protection.noise:
+        update.upload_bytes = update.devices * sent_bytes(algorithm, codec, None)
     if counts_asked:
         # A mean over contributors needs to know which items a device touched: one bit each.
         update.upload_bytes += update.devices * -(-n_items // 8)
     add_noise(update, algorithm, shared, protection)
     return update
-
-
-def padded_bytes(algorithm: GradientRecommender, codec: Codec, rows: int) -> int:
-    """What a device uploads that sends ``rows`` rows of every per-item tensor."""
-    return sum(
-        rows * (4 + math.prod(spec.shape[1:]) * codec.value_bytes) if spec.per_item else math.prod(spec.shape) * 4
-        for spec in algorithm.shared.values()
-    )

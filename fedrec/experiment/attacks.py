@@ -204,6 +204,8 @@ def _interaction(scene: Scene, seen: Watched) -> dict[str, Any]:
         alone = singletons(rows)
         result["singletons"] = {
             "participants": len(seen.row_sets), "row_share": alone.row_share, "user_share": alone.user_share,
+            # Every row of a noisy sum carries noise: which rows were touched, and by how many, cannot be seen.
+            "visible": scene.plan is None or scene.plan.settings.noiseless,
         }  # fmt: skip
         total = seen.total
         if total is not None and total.shape[1] > 1:

@@ -15,6 +15,7 @@ from string import Template
 from fedrec.errors import ConfigError
 from fedrec.experiment import budgets_table as tables
 from fedrec.experiment.budgets import Comparison
+from fedrec.experiment.budgets_points import baselines, points, shown_curve
 from fedrec.experiment.budgets_runs import RunState
 from fedrec.experiment.console import name_of, part, protocol_label
 
@@ -31,8 +32,8 @@ def title_of(states: Sequence[RunState]) -> str:
 def write_numbers(comparison: Comparison, states: Sequence[RunState]) -> str:
     """Write budgets.json, .csv and .md, and return the Markdown. Unfinished runs are dashes, and said to be."""
     settings = comparison.settings
-    found, lines = tables.points(states, settings.metric), tables.baselines(states, settings.metric)
-    table = tables.markdown(found, lines, tables.shown_curve(found, settings.attack_curve))
+    found, lines = points(states, settings.metric), baselines(states, settings.metric)
+    table = tables.markdown(found, lines, shown_curve(found, settings.attack_curve))
     comparison.folder.mkdir(parents=True, exist_ok=True)
     document = json.dumps(_jsonable(tables.to_dict(comparison, states, found, lines)), indent=1, ensure_ascii=False)
     _write(comparison.folder / "budgets.json", document + "\n")
@@ -48,8 +49,8 @@ def write_pictures(comparison: Comparison, states: Sequence[RunState]) -> list[P
     settings, title = comparison.settings, title_of(states)
     if not title:
         return []
-    found, lines = tables.points(states, settings.metric), tables.baselines(states, settings.metric)
-    curve = tables.shown_curve(found, settings.attack_curve)
+    found, lines = points(states, settings.metric), baselines(states, settings.metric)
+    curve = shown_curve(found, settings.attack_curve)
     figure = plot.draw(found, lines, settings.metric, curve, title)
     pictures = plot.write_pictures(figure, comparison.folder)
     alt = f"{title}: {settings.metric.upper()} against epsilon; the table below gives the numbers"
@@ -71,7 +72,7 @@ def _page(
     body += f"<figure>{svg}</figure>{_table(table)}" + "".join(f'<p class="note">{_plain(note)}</p>' for note in notes)
     statements = dict.fromkeys(
         (point.method, point.budget, point.statement)
-        for point in tables.points(states, comparison.settings.metric)
+        for point in points(states, comparison.settings.metric)
         if point.statement
     )
     listed = "".join(

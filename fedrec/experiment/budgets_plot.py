@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from fedrec.experiment import plots
 from fedrec.experiment.budgets import name_of_epsilon
-from fedrec.experiment.budgets_table import Baseline, Point
+from fedrec.experiment.budgets_points import Baseline, Point
 from fedrec.experiment.budgets_values import CURVES, Spread
 
 
@@ -45,7 +44,7 @@ _TALL = 2.3
 
 @dataclass(frozen=True)
 class Scale:
-    """Where a budget stands on the axis: its binary logarithm, infinity one and a half steps right of the largest."""
+    """Where a budget stands on the axis: its binary logarithm, infinity apart to the right."""
 
     finite: tuple[float, ...]
     infinite: bool
@@ -57,8 +56,7 @@ class Scale:
 
     @property
     def gap(self) -> float:
-        logs = [math.log2(value) for value in self.finite]
-        return 1.3 * (max(b - a for a, b in pairwise(logs)) if len(logs) > 1 else 1.0)
+        return max(1.0, 0.35 * (math.log2(self.finite[-1]) - math.log2(self.finite[0])))
 
     def place(self, epsilon: float) -> float:
         if math.isfinite(epsilon):
@@ -96,7 +94,7 @@ def draw(
     methods = list(dict.fromkeys(point.method for point in found))
     style = {**plots.STYLE, **_colours(palette)}
     with matplotlib.style.context(["default", style]):
-        size = (7.4 * max(len(columns), 1), 0.75 + 1.25 * sum(height for height, _ in panels))
+        size = (7.4 if len(columns) < 2 else 5.6 * len(columns), 0.75 + 1.25 * sum(height for height, _ in panels))
         figure = Figure(figsize=size)
         figure.set_layout_engine("constrained", h_pad=0.06, hspace=0.03, wspace=0.06)
         axes = figure.subplots(
@@ -162,7 +160,9 @@ def _budgets_axis(axes: Axes, column: _Column, label: str) -> None:
     axes.set_xlabel(label)
 
 
-def _curve(axes: Axes, column: _Column, method: str, value: Callable[[Point], Spread | None]) -> float | None:
+def _curve(
+    axes: Axes, column: _Column, method: str, value: Callable[[Point], Spread | None], told: bool = False
+) -> float | None:
     """One method's line with its band; returns the height of its right end."""
     colour, scale = column.colour(method), column.scale
     points = [(point, found) for point in column.of(method) if (found := value(point)) is not None]
@@ -186,36 +186,51 @@ def _curve(axes: Axes, column: _Column, method: str, value: Callable[[Point], Sp
         face = colour if point.private else column.palette.paper
         axes.plot([x], [found.mean], column.marker(method), color=colour, markersize=5.5, markerfacecolor=face,
                   markeredgewidth=1.4, zorder=4)  # fmt: skip
-        if not point.private and math.isfinite(point.epsilon):
+        if told and not point.private and math.isfinite(point.epsilon):
             axes.annotate("not private", (x, found.mean), (0, -12), textcoords="offset points", ha="center",
                           fontsize=7.5, color=colour)  # fmt: skip
     return points[-1][1].mean if points else None
 
 
 def _utility(axes: Axes, column: _Column) -> None:
-    palette, wanted = column.palette, column.wanted
+    wanted = column.wanted
     ends: list[tuple[str, float, str]] = []
     means, bands = [0.0], [0.0]
     for method in column.here:
-        end = _curve(axes, column, method, lambda point: point.metrics.get(wanted))
+        end = _curve(axes, column, method, lambda point: point.metrics.get(wanted), told=True)
         if end is not None:
             ends.append((method, end, column.colour(method)))
         drawn = [one for point in column.of(method) if (one := point.metrics.get(wanted))]
         means += [one.mean for one in drawn]
         bands += [one.high for one in drawn if one.high is not None]
-    for line in column.lines:
-        value = line.metrics.get(wanted)
-        if value is None or (line.method and line.method not in column.here):
-            continue
-        colour = column.colour(line.method) if line.method else palette.muted
-        axes.axhline(value.mean, color=colour, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
-        ends.append((line.label, value.mean, colour))
-        means.append(value.mean)
+    for label, height, colour in _horizontals(column):
+        axes.axhline(height, color=colour, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
+        ends.append((label, height, colour))
+        means.append(height)
     # Two seeds make bands that would flatten everything else: then they leave the picture, not the lines.
     axes.set_ylim(0.0, min(max(*means, *bands), 1.5 * max(means)) * 1.07 or 1.0)
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.set_ylabel(f"test {wanted.upper()}, full ranking")
     _labels_at_end(axes, column, ends, 0.058)
+
+
+def _horizontals(column: _Column) -> list[tuple[str, float, str]]:
+    """(label, height, colour) of the baselines; methods that are the same without their server share one line."""
+    found: list[tuple[str, float, str]] = []
+    local: dict[float, list[Baseline]] = {}
+    for line in column.lines:
+        value = line.metrics.get(column.wanted)
+        if value is None:
+            continue
+        if not line.method:
+            found.append((line.label, value.mean, column.palette.muted))
+        elif line.method in column.here:
+            local.setdefault(value.mean, []).append(line)
+    for height, lines in local.items():
+        alone = len(lines) == 1
+        label = lines[0].label if alone else "local only"
+        found.append((label, height, column.colour(lines[0].method) if alone else column.palette.muted))
+    return found
 
 
 def _attack(axes: Axes, column: _Column) -> None:
@@ -251,31 +266,47 @@ def _audit(axes: Axes, column: _Column) -> None:
 def _noise(axes: Axes, column: _Column) -> None:
     axes.set_yscale("log")
     for method in column.here:
-        _curve(axes, column, method, lambda point: point.signal_to_noise)
-    values = [point.signal_to_noise.mean for point in column.points if point.signal_to_noise]
+        _curve(axes, column, method, _ratio)
+    values = [ratio.mean for point in column.points if (ratio := _ratio(point))]
     if values:
         axes.set_ylim(min(values) / 3.2, max(values) * 4.5)
-    means = {
-        method: max((p.signal_to_noise.mean for p in column.of(method) if p.signal_to_noise), default=0.0)
-        for method in column.here
-    }
-    top = max(means, key=lambda method: means[method], default="")
-    for point in column.points:
-        if point.signal_to_noise is None or not any(point.noise):
-            continue
-        text = "σ " + ", ".join(f"{value:.2g}" for value in dict.fromkeys(point.noise))
-        above = point.method == top
-        axes.annotate(
-            text, (column.scale.place(point.epsilon), point.signal_to_noise.mean), (0, 6 if above else -7),
-            textcoords="offset points", ha="center", va="bottom" if above else "top", fontsize=7.8,
-            color=column.colour(point.method),
-        )  # fmt: skip
+    else:
+        axes.annotate("not recorded", (0.5, 0.5), xycoords="axes fraction", ha="center", color=column.palette.muted)
+    for epsilon in column.scale.finite:
+        _multipliers(axes, column, epsilon)
     decades = math.log10(axes.get_ylim()[1] / axes.get_ylim()[0])
     axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 3.0) if decades < 3 else (1.0,), numticks=8))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.axhline(1.0, color=column.palette.muted, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
     axes.set_ylabel("signal to noise\n(σ: noise multiplier)")
+
+
+def _ratio(point: Point) -> Spread | None:
+    """Signal to noise where a logarithmic axis can show it: under local privacy the estimate may be 0."""
+    ratio = point.signal_to_noise
+    return ratio if ratio is not None and ratio.mean > 0.0 else None
+
+
+def _multipliers(axes: Axes, column: _Column, epsilon: float) -> None:
+    """The noise multipliers beside the points of one budget: above the highest, below the lowest, right of others."""
+    here = [
+        (found.mean, "σ " + ", ".join(f"{value:.2g}" for value in dict.fromkeys(point.noise)), point.method)
+        for point in column.points
+        if point.epsilon == epsilon and any(point.noise) and (found := _ratio(point)) is not None
+    ]
+    drawn: list[tuple[float, str]] = []
+    for place, (height, text, method) in enumerate(sorted(here, reverse=True)):
+        if any(text == other and height > 0.6 * above for above, other in drawn):
+            continue
+        drawn.append((height, text))
+        way = ((0, 6), "center", "bottom") if not place else ((0, -7), "center", "top")
+        if 0 < place < len(here) - 1:
+            way = ((7, 0), "left", "center")
+        axes.annotate(
+            text, (column.scale.place(epsilon), height), way[0], textcoords="offset points", ha=way[1], va=way[2],
+            fontsize=7.8, color=column.colour(method),
+        )  # fmt: skip
 
 
 def _labels_at_end(axes: Axes, column: _Column, ends: Sequence[tuple[str, float, str]], apart: float) -> None:

@@ -125,6 +125,8 @@ def test_secure_aggregation_is_called_simulated_and_pays_for_those_who_came(tmp_
     # 80 devices brought noise that 40 would have sufficed for: half the variance is a gift.
     assert said["epsilon"] < 3.0
     assert {entry.survivors for entry in Ledger.read(result.run_dir).entries} == {80}
+    # Noise lies on every row, so every row is sent, whatever the codec would have left out.
+    assert result.summary["traffic"]["upload_bytes_per_user_round"] == 100 * 8 * 4
 
 
 def test_example_level_privacy_says_that_it_is_none_for_a_user(tmp_path: Path) -> None:
@@ -168,6 +170,8 @@ def test_what_a_server_sees_of_a_user_depends_on_the_codec_and_on_the_mechanism(
     )["interaction"]  # fmt: skip
     assert "sign" not in hidden[0]
     assert hidden[0]["singletons"]["user_share"] > 0.0
+    assert hidden[0]["singletons"]["visible"] is False  # the devices' noise lies on every row
+    assert hidden[0]["linked"]["pairs"] == 0
 
 
 def test_membership_and_audit_are_reported_beside_the_claim(tmp_path: Path) -> None:
