@@ -32,12 +32,13 @@ from server.guard import Guard
 from server.runners import run_federation
 from server.settings import EvaluationSettings, FederationSettings, RunnerSettings, from_config
 
+EPSILON = "privacy.epsilon=8"
 MODES: dict[str, tuple[str, ...]] = {
     "no privacy": (),
-    "user_dp": ("privacy=user_dp",),
-    "user_dp, adaptive clipping": ("privacy=user_dp", "privacy.adaptive_clipping=true"),
-    "user_dp, secure aggregation": ("privacy=user_dp", "privacy.trust=secure_aggregation"),
-    "local_dp": ("privacy=local_dp",),
+    "user_dp": ("privacy=user_dp", EPSILON),
+    "user_dp, adaptive clipping": ("privacy=user_dp", EPSILON, "privacy.adaptive_clipping=true"),
+    "user_dp, secure aggregation": ("privacy=user_dp", EPSILON, "privacy.trust=secure_aggregation"),
+    "local_dp": ("privacy=local_dp", EPSILON),
 }
 PARTS = ("sample_s", "train_s", "aggregate_s")
 
@@ -66,7 +67,7 @@ def block(
         plan = plan_privacy(
             settings, algorithm, federation, n_nodes=1, subject=subject, n_interactions=split.train.items.size
         )
-        options |= device_settings(plan, federation)
+        options |= device_settings(plan, federation, seed=0)
         ledgers = [folder / f"ledger-{number}.json" for number in (block_number - 1, block_number)]
         ledger = Ledger.start(
             ledgers[1], subject, plan.delta, settings.accountant, ledgers[0] if ledgers[0].exists() else None

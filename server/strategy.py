@@ -249,7 +249,8 @@ class FedRecStrategy(Strategy):
         if self.guard:
             line |= self.guard.line()
             if "clip" in line and total.devices:
-                line["clipped_share"] = 1.0 - total.unclipped / total.devices
+                # A noisy count under secure aggregation, so that it may lie outside of what a share can be.
+                line["clipped_share"] = min(max(1.0 - total.unclipped / total.devices, 0.0), 1.0)
         if failures := self._failures(total):
             line["failures"] = failures[:20]
         return line

@@ -10,7 +10,9 @@ import yaml
 
 from fedrec.algorithms import Problem, build
 from fedrec.evaluation.protocols import Protocol
+from fedrec.experiment.attacks import AttackSettings
 from fedrec.experiment.config import GROUPS, expand_sweep, groups, load_config
+from privacy.settings import PrivacySettings
 from server.settings import EvaluationSettings, FederationSettings, RunnerSettings, from_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -29,6 +31,8 @@ def test_a_choice_composes_into_settings_that_their_rooms_accept(group: str, cho
     from_config(EvaluationSettings, "evaluation", config["evaluation"])
     from_config(RunnerSettings, "runner", config["runner"])
     Protocol.from_config(config["protocol"])
+    PrivacySettings.from_config({**config["privacy"], "epsilon": config["privacy"].get("epsilon") or 1.0})
+    AttackSettings.from_config(config["attack"])
     if config["algorithm"]["_target_"]:
         build(config["algorithm"], Problem(4, 12, 0))
 

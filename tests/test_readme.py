@@ -15,6 +15,7 @@ from fedrec.experiment.config import load_config
 
 _README = (Path(__file__).parent.parent / "README.md").read_text()
 _FAST = ["runner=inline", "federation.rounds=2", "evaluation.every=1", "baselines.local_only_rounds=1"]
+_FEW = ["budgets.epsilons=[4]", "budgets.seeds=[0]", "~budgets.methods.fedmf"]
 
 
 def _commands() -> list[str]:
@@ -32,13 +33,13 @@ def test_every_fedrec_command_of_the_readme_runs(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readme_run: Path
 ) -> None:
     words = shlex.split(command.replace("RUN_DIR", str(readme_run)).replace("OTHER_DIR", str(readme_run)))[1:]
-    if words[0] == "run" and "--help" not in words:
+    if words[0] in ("run", "budgets") and "--help" not in words:
         overrides = [word for word in words[1:] if not word.startswith("-")]
         first = [word.split(",")[0] for word in overrides]
         data = load_config(first)["dataset"]["name"]
         if data not in ("synthetic", "file") and find(entry_named(data)) is None:
             pytest.skip(f"{data} is not on this machine")
-        words += [*_FAST, f"output_dir={tmp_path}"]
+        words += [*(_FAST if words[0] == "run" else _FEW), f"output_dir={tmp_path}"]
     if words[:2] in (["data", "get"], ["data", "describe"]) and find(entry_named(words[2])) is None:
         pytest.skip(f"{words[2]} is not on this machine")
     monkeypatch.chdir(tmp_path)

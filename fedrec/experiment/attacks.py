@@ -46,6 +46,7 @@ class AttackSettings:
     users: int = 400
     rounds: tuple[int, ...] = (1, -1)
     holdout: float = 0.1
+    holdout_seed: int = 0
     canaries: int = 200
 
     @classmethod
@@ -80,11 +81,11 @@ class AttackSettings:
         return "interaction" in self.kinds or "attribute" in self.kinds
 
 
-def hold_out(settings: AttackSettings, data: Interactions, seed: int) -> tuple[Interactions, Int64]:
-    """The data that is trained on, and the users that were kept out of it as non-members."""
+def hold_out(settings: AttackSettings, data: Interactions) -> tuple[Interactions, Int64]:
+    """The data that is trained on, and the users that were kept out of it as non-members: the same for every seed."""
     if "membership" not in settings.kinds:
         return data, np.zeros(0, dtype=np.int64)
-    users = choose_nonmembers(data.n_users, settings.holdout, seed)
+    users = choose_nonmembers(data.n_users, settings.holdout, settings.holdout_seed)
     kept = without_users(data, users)
     note = f"{users.size} of {data.n_users} users are held out of the data as non-members (attack=membership)"
     return dataclasses.replace(kept, notes=(*kept.notes, note)), users

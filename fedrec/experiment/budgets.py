@@ -168,6 +168,7 @@ class PlannedRun:
     seed: int
     config: Config
     folder: Path
+    special: bool = False  # with settings of its own at this epsilon
 
     @property
     def title(self) -> str:
@@ -216,7 +217,7 @@ def plan_comparison(overrides: Sequence[str]) -> Comparison:
                 runs.append(
                     PlannedRun(
                         method.name, epsilon, seed, _one(composed[more], method.name, epsilon, seed, central, local),
-                        place,
+                        place, more != method.overrides,
                     )
                 )  # fmt: skip
     _check_comparable(composed.values())

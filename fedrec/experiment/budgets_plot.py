@@ -303,9 +303,10 @@ def _multipliers(axes: Axes, column: _Column, epsilon: float) -> None:
         way = ((0, 6), "center", "bottom") if not place else ((0, -7), "center", "top")
         if 0 < place < len(here) - 1:
             way = ((7, 0), "left", "center")
+        shared = sum(other == text for _, other, _ in here) > 1
         axes.annotate(
             text, (column.scale.place(epsilon), height), way[0], textcoords="offset points", ha=way[1], va=way[2],
-            fontsize=7.8, color=column.colour(method),
+            fontsize=7.8, color=column.palette.muted if shared else column.colour(method),
         )  # fmt: skip
 
 

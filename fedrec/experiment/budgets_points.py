@@ -49,6 +49,7 @@ class Point:
     statement: str
     note: str
     held_out: str
+    special: bool = False  # with settings of its own at this epsilon
 
     @property
     def budget(self) -> str:
@@ -110,6 +111,7 @@ def _point(method: str, epsilon: float, states: Sequence[RunState], wanted: str)
         statement=str(first.get("statement", "")),
         note=" ".join(dict.fromkeys(str(one["note"]) for one in said if one.get("note"))),
         held_out=next((str(text) for one in done for text in one.get("warnings", ()) if "non-members" in text), ""),
+        special=any(state.run.special for state in states),
     )
 
 

@@ -107,6 +107,8 @@ def notes(found: Sequence[Point], lines: Sequence[Baseline]) -> list[str]:
         said.append(text)
     if any(math.isinf(point.epsilon) for point in told):
         said.append("ε = ∞: the same method without clipping and noise, and without any guarantee.")
+    if special := [f"{point.method} at ε {point.budget}" for point in told if point.special]:
+        said.append(f"With settings of their own: {', '.join(special)}.")
     if any(not point.private and not math.isinf(point.epsilon) for point in told):
         said.append("(not private): anyone can repeat the noise, its seed is fixed.")
     said += [sentence(text) for text in dict.fromkeys(point.held_out for point in told if point.held_out)]

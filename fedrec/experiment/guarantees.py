@@ -45,13 +45,13 @@ def what_the_server_saw(summary: Mapping[str, Any]) -> str:
         return "No privacy mechanism: the server saw every device's own upload, as the codec encodes it."
     if mode == "user_dp" and "secure" in trust:
         return "Secure aggregation (simulated): the server saw sums over devices and no single upload."
+    if not is_private(summary):
+        return "Nothing is guaranteed: the server saw every device's own upload, as the codec encodes it."
     if mode == "user_dp":
         return (
             "The server saw every device's own upload: it is trusted here, and the guarantee is about what leaves it. "
             "privacy.trust=secure_aggregation or privacy=local_dp hide single uploads from it."
         )
-    if not is_private(summary):
-        return "No noise was added: the server saw every device's own upload, as the codec encodes it."
     if mode == "local_dp":
         return "The server saw every device's own upload, clipped and noised on the device."
     if mode == "example_dp":
@@ -104,8 +104,8 @@ def attack_line(summary: Mapping[str, Any]) -> str:
         text += f"{'; ' if text else ''}rows that a single device touched: {100 * share:.1f} %"
     bound, claimed = audit_bounds(summary)
     if bound is not None:
-        said = "infinite" if claimed is None else f"{claimed:.3g}"
-        text += f"{'; ' if text else ''}audit: epsilon is at least {bound:.2f}, claimed {said}"
+        said = "none is claimed" if claimed is None else f"claimed {claimed:.3g}"
+        text += f"{'; ' if text else ''}audit: epsilon is at least {bound:.2f}, {said}"
         text += ": REFUTED, a fault" if part(attacks, "audit").get("violated") else ""
     return sentence(text)
 
@@ -113,4 +113,5 @@ def attack_line(summary: Mapping[str, Any]) -> str:
 def audit_bounds(summary: Mapping[str, Any]) -> tuple[float | None, float | None]:
     """The audit's lower bound on ε and the claimed ε (None: infinite, or no audit)."""
     audit = part(summary, "attacks", "audit")
-    return number(audit.get("epsilon_lower_bound")), number(audit.get("claimed_epsilon"))
+    claimed = number(audit.get("claimed_epsilon"))
+    return number(audit.get("epsilon_lower_bound")), claimed if claimed is not None and math.isfinite(claimed) else None

@@ -164,7 +164,7 @@ def device_settings(plan: PrivacyPlan, federation: FederationSettings, seed: int
 
 
 _COVERS = {
-    "user_dp": "every view of the shared tensors that left {trust}, in all rounds together",
+    "user_dp": "every view of the shared tensors that was released, in all rounds together",
     "local_dp": "everything that a user's device uploaded, in all rounds together",
     "example_dp": "every update that left a device (a silo), in all rounds together",
 }
@@ -198,7 +198,7 @@ def privacy_summary(guard: Guard, lines: list[dict[str, Any]]) -> dict[str, Any]
         "trust": trust,
         "private": private,
         "statement": _statement(plan, composed, trust),
-        "covers": _COVERS[settings.mode].format(trust=trust) if private else None,
+        "covers": _COVERS[settings.mode] if private else None,
         "not_covered": list(_NOT_COVERED) + _row_set_caveat(settings),
         "signal_to_noise": sum(ratios) / len(ratios) if ratios else None,
         "row_set": settings.row_set if settings.mode == "local_dp" else None,

@@ -164,7 +164,7 @@ def curves(record: RunRecord, salt: str) -> str:
             plots.Series(fold, *points(record, fold, name), style=style, dashed=fold == "test", mark=best)
             for style, fold in enumerate(("validation", "test"))
         ]
-        series = [one for one in series if one.x]
+        series = [one for one in series if len(one.x) > 1]  # evaluated at the end only: no curve
         floor = metric(baseline_metrics(part(summary, "baselines").get("popularity")), name, ranking, ranking)
         last = ", ".join(f"{one.label} {format_metric(one.y[-1])}" for one in series)
         if series:

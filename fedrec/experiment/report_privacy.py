@@ -107,7 +107,8 @@ def _over_rounds(record: RunRecord, salt: str) -> str:
         )  # fmt: skip
         drawn.append(figure("Devices whose update was clipped", svg))
     abandoned = [str(line["abandoned"]) for line in record.rounds if line.get("abandoned")]
-    said = f"<p>{len(abandoned)} rounds were abandoned, the first: {esc(abandoned[0])}.</p>" if abandoned else ""
+    count = "one round was" if len(abandoned) == 1 else f"{len(abandoned)} rounds were"
+    said = f"<p>{count.capitalize()} abandoned: {esc(abandoned[0])}.</p>" if abandoned else ""
     return charts(drawn) + said
 
 

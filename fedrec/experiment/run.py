@@ -96,7 +96,7 @@ class Plan:
             check_algorithm(self.privacy_settings, trial, self.federation)
         self.data: Interactions = load_dataset(config["dataset"], say=say)
         self.attack = AttackSettings.from_config(config["attack"])
-        whole, (self.data, self.outsiders) = self.data, hold_out(self.attack, self.data, seed)
+        whole, (self.data, self.outsiders) = self.data, hold_out(self.attack, self.data)
         self.features = item_features(self.data)
         self.n_nodes = self.federation.node_count(self.data.n_users, self.runner.worker_count)
         self.splits: list[tuple[Protocol, Split]] = [

@@ -37,6 +37,7 @@ METHODS = [
     '+budgets.methods.ease=["algorithm=fedease_private"]',
     '+budgets.methods.fedmf={overrides:["algorithm=fedmf"],by_epsilon:{8:["federation.rounds=2"]}}',
 ]
+BARE = ["baselines.popularity=false", "baselines.ease=false", "baselines.local_only=false"]
 OPTIONS: dict[str, Any] = {"seeds": [0], "methods": {}, "metric": "hr@10", "attack_curve": None}
 
 
@@ -158,8 +159,9 @@ def test_the_numbers_are_the_means_of_the_runs(finished: Path) -> None:
     ]  # fmt: skip
     for point in document["points"]:
         budget = "inf" if point["epsilon"] is None else "8"
+        place = finished / "small" / point["method"]
         runs = [
-            json.loads((finished / "small" / point["method"] / f"epsilon-{budget}/seed-{seed}/summary.json").read_text())
+            json.loads((place / f"epsilon-{budget}/seed-{seed}/summary.json").read_bytes())
             for seed in (0, 1)
         ]  # fmt: skip
         for name in ("hr@10", "ndcg@10"):
@@ -234,7 +236,7 @@ def test_a_second_call_runs_only_what_is_new(finished: Path, capsys: pytest.Capt
 def test_a_run_with_other_settings_is_kept_aside_and_run_anew(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call = ["algorithm=fedease_private", "budgets.epsilons=[4]", "budgets.seeds=[0]"]
+    call = [*BARE, "algorithm=fedease_private", "budgets.epsilons=[4]", "budgets.seeds=[0]"]
     assert budgets(tmp_path, *call) == 0
     place = tmp_path / "small" / "privatefedease" / "epsilon-4"
     first = (place / "seed-0" / "summary.json").read_text()
@@ -246,7 +248,7 @@ def test_a_run_with_other_settings_is_kept_aside_and_run_anew(
 
 
 def test_half_a_run_is_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    call = ["algorithm=fedease_private", "budgets.epsilons=[2,4,8]", "budgets.seeds=[0]"]
+    call = [*BARE, "algorithm=fedease_private", "budgets.epsilons=[2,4,8]", "budgets.seeds=[0]"]
     assert budgets(tmp_path, *call) == 0
     place = tmp_path / "small" / "privatefedease"
     killed, cut, interrupted = (place / f"epsilon-{epsilon}" / "seed-0" / "summary.json" for epsilon in (2, 4, 8))
@@ -262,7 +264,7 @@ def test_half_a_run_is_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_a_run_that_diverges_does_not_lose_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wild = '+budgets.methods.wild=["federation.server_learning_rate=1e30"]'
-    assert budgets(tmp_path, wild, METHODS[0], "budgets.epsilons=[4]", "budgets.seeds=[0]") == 1
+    assert budgets(tmp_path, wild, METHODS[0], *BARE, "budgets.epsilons=[4]", "budgets.seeds=[0]") == 1
     document = document_in(tmp_path)
     assert [run["status"] for run in document["runs"]] == ["failed", "finished"]
     assert document["complete"] is False
@@ -280,7 +282,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_next_call_goes_on(
         if current == 1 and bar._count == 1:
             signal.raise_signal(signal.SIGINT)
 
-    call = ["budgets.epsilons=[4,8,inf]", "budgets.seeds=[0]"]
+    call = [*BARE, "budgets.epsilons=[4,8,inf]", "budgets.seeds=[0]"]
     monkeypatch.setattr(_Bar, "_heard", interrupt_the_second_run)
     assert budgets(tmp_path, *call) == 130
     said = capsys.readouterr().out
@@ -310,6 +312,7 @@ UNITS = [
     '+budgets.methods.server=["privacy=user_dp"]', '+budgets.methods.device=["privacy=local_dp"]',
     '+budgets.methods.interaction=["privacy=example_dp"]',
     '+budgets.methods.fixed=["privacy=user_dp","privacy.noise_seed=3"]', "budgets.epsilons=[4]", "budgets.seeds=[0]",
+    *BARE,
 ]  # fmt: skip
 
 
@@ -326,26 +329,9 @@ def test_epsilons_of_different_things_never_share_an_axis_or_an_unlabelled_colum
     assert "ε of one interaction (add/remove one interaction): no guarantee for a user" in titles
     assert len(titles) == 3
     table = (tmp_path / "small" / "budgets.md").read_text()
-    assert "| ε protects" in table
+    assert "ε protects |" in table
     assert "is not a guarantee for a user" in table
     assert "4 (not private)" in table
-
-
-def test_points_without_a_guarantee_are_hollow(tmp_path: Path) -> None:
-    call = [UNITS[0], UNITS[3], "budgets.epsilons=[4,inf]", "budgets.seeds=[0]"]
-    assert budgets(tmp_path, *call) == 0
-    found = points(states_of(tmp_path, *call), "hr@10")
-    axes = budgets_plot.draw(found, [], "hr@10", None, "hollow").axes[0]
-    hollow = {
-        (line.get_color(), round(float(np.asarray(line.get_xdata())[0]), 6)): line.get_markerfacecolor()
-        == budgets_plot.PAPER.paper
-        for line in axes.lines
-        if line.get_marker() in ("o", "s")
-    }
-    blue, red = budgets_plot.PAPER.series[:2]
-    scale = budgets_plot.Scale.of(found)
-    finite, infinite = round(scale.place(4.0), 6), round(scale.place(math.inf), 6)
-    assert hollow == {(blue, finite): False, (blue, infinite): True, (red, finite): True, (red, infinite): True}
 
 
 def synthetic_point(method: str, epsilon: float, private: bool) -> Point:
@@ -354,6 +340,25 @@ def synthetic_point(method: str, epsilon: float, private: bool) -> Point:
         method, "fedmf", epsilon, epsilon, private, 3, (0, 1, 2), (), {"hr@10": spread}, {}, None, 0, (1.0,), spread,
         1e-3, "user", "add/remove one user", "gaussian", "the server", "everyone in every release", "", "", "",
     )  # fmt: skip
+
+
+def test_points_without_a_guarantee_are_hollow() -> None:
+    found = [
+        synthetic_point(method, epsilon, private and math.isfinite(epsilon))
+        for method, private in (("seeded", False), ("private", True))
+        for epsilon in (4.0, math.inf)
+    ]
+    axes = budgets_plot.draw(found, [], "hr@10", None, "hollow").axes[0]
+    hollow = {
+        (line.get_color(), round(float(np.asarray(line.get_xdata())[0]), 6)):
+        line.get_markerfacecolor() == budgets_plot.PAPER.paper
+        for line in axes.lines if line.get_marker() in ("o", "s")
+    }  # fmt: skip
+    first, second = budgets_plot.PAPER.series[:2]
+    scale = budgets_plot.Scale.of(found)
+    finite, infinite = round(scale.place(4.0), 6), round(scale.place(math.inf), 6)
+    assert hollow == {(first, finite): True, (first, infinite): True, (second, finite): False, (second, infinite): True}
+    assert [text.get_text() for text in axes.texts].count("not private") == 1
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6, unique=True))

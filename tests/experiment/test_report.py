@@ -127,12 +127,14 @@ def test_a_report_tells_the_whole_run_and_needs_nothing_but_itself(tmp_path: Pat
 
 
 def test_privacy_and_unlearning_have_sections_when_a_run_had_them(tmp_path: Path) -> None:
-    privacy = {"unit": "user", "epsilon": 4.0, "delta": 1e-5, "adjacency": "add/remove", "sampler": "poisson"}
+    privacy = {"unit": "user", "epsilon": 4.0, "delta": 1e-5, "adjacency": "add/remove one user", "private": True}
+    privacy |= {"statement": "(4, 1e-05)-differential privacy for one user", "sampler": "poisson", "sample_rate": 0.1}
     unlearning = {"strategy": "reverse BPR", "requests": [{"user": 3, "gate": "passed"}, {"user": 9, "gate": "failed"}]}
     run = write_run(tmp_path / "run", summary_of(privacy=privacy, unlearning=unlearning), lines=[])
     page = report_of(tmp_path, run)
-    assert "One user is protected by (4, 1e-05)-differential privacy under add/remove adjacency." in page.text
-    assert "sampler poisson" in page.text
+    assert "Privacy (4, 1e-05)-differential privacy for one user." in page.text
+    assert "Neighbouring data add/remove one user" in page.text
+    assert "Sampling Poisson, rate 0.1" in page.text
     assert "user gate 3 passed 9 failed" in page.text
 
 

@@ -34,12 +34,16 @@ LISTS = [
 
 def pld(releases: list[Release], delta: float) -> float:
     """dp-accounting's privacy loss distribution: discretised pessimistically, both directions of add/remove."""
-    logging.disable(logging.WARNING)
     accountant = PLDAccountant()
-    for one in releases:
-        event = GaussianDpEvent(one.noise_multiplier)
-        accountant.compose(PoissonSampledDpEvent(one.sample_rate, event) if one.sample_rate < 1 else event, one.steps)
-    return float(accountant.get_epsilon(delta))
+    logging.disable(logging.WARNING)
+    try:
+        for one in releases:
+            event = GaussianDpEvent(one.noise_multiplier)
+            sampled = PoissonSampledDpEvent(one.sample_rate, event) if one.sample_rate < 1 else event
+            accountant.compose(sampled, one.steps)
+        return float(accountant.get_epsilon(delta))
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 @pytest.mark.parametrize(("releases", "delta"), LISTS)
