@@ -40,6 +40,7 @@ def test_every_fedrec_command_of_the_readme_runs(
         if data not in ("synthetic", "file") and find(entry_named(data)) is None:
             pytest.skip(f"{data} is not on this machine")
         words += [*(_FAST if words[0] == "run" else _FEW), f"output_dir={tmp_path}"]
+        words += ["attack.users=20"] * any(word.startswith("attack=") for word in words)
     if words[:2] in (["data", "get"], ["data", "describe"]) and find(entry_named(words[2])) is None:
         pytest.skip(f"{words[2]} is not on this machine")
     monkeypatch.chdir(tmp_path)

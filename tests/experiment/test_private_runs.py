@@ -62,17 +62,6 @@ def test_the_same_seed_is_another_result_unless_the_noise_is_fixed_and_then_it_i
     assert "fixed: 3 (not private)" in (fixed[0].run_dir / "ledger.json").read_text()
 
 
-@pytest.mark.xdist_group("ray")
-def test_a_private_run_on_ray_is_the_inline_one_where_the_noise_is_fixed(tmp_path: Path) -> None:
-    common = (
-        *USER_DP, "privacy.trust=secure_aggregation", "federation.upload_codec=touched", "privacy.noise_seed=3",
-        "federation.nodes=2", "federation.rounds=2",
-    )  # fmt: skip
-    inline, ray = run(tmp_path, *common), run(tmp_path, *common, "runner=ray", "runner.workers=2")
-    assert torch.equal(inline.item_view()["item"], ray.item_view()["item"])
-    assert inline.summary["privacy"]["statement"] == ray.summary["privacy"]["statement"]
-
-
 def test_an_infinite_epsilon_is_the_plain_method_and_claims_nothing(tmp_path: Path) -> None:
     plain = run(tmp_path, "federation.upload_codec=dense")
     free = run(tmp_path, "privacy=user_dp", "privacy.epsilon=inf")

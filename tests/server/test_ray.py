@@ -14,9 +14,13 @@ from flwr.serverapp import Grid, ServerApp
 from clients.app import app as client_app
 from clients.workspace import Workspace
 from fedrec.data.split import Split
+from privacy.ledger import Ledger, Subject
+from privacy.plan import Federation, make_plan
+from privacy.settings import PrivacySettings
 from server.app import make_app
+from server.guard import Guard
 from server.outcome import Outcome
-from server.runners import backend_config
+from server.runners import backend_config, run_federation
 from server.settings import EvaluationSettings, FederationSettings, RunnerSettings
 from server.strategy import FedRecStrategy
 from tests.conftest import WorkspaceFactory
@@ -24,6 +28,7 @@ from tests.server.federations import (
     FEDEASE,
     FEDMF,
     FEDRAP,
+    INLINE,
     federate,
     largest_difference,
     metrics,
@@ -72,6 +77,13 @@ def strategy(space: Workspace, rounds: int = 3, **federation: Any) -> FedRecStra
     return FedRecStrategy(space, FederationSettings(rounds=rounds, **federation), EvaluationSettings())
 
 
+def secure_guard(space: Workspace, folder: Path) -> Guard:
+    """User-level privacy whose noise the nodes draw, from a fixed seed."""
+    settings = PrivacySettings("user_dp", epsilon=4.0, noise_seed=4, trust="secure_aggregation")
+    plan = make_plan(settings, Federation(60, 1000, "all", 1.0, 3))
+    return Guard(plan, space.algorithm, Ledger.start(folder, Subject("data", "0" * 64, 60, 1000), plan.delta), "run", 3)
+
+
 def test_ray_with_two_nodes_gives_the_inline_result(workspace: WorkspaceFactory) -> None:
     inline = federate(workspace(FEDMF, 2))
     ray = federate(workspace(FEDMF, 2), runner=RAY)
@@ -84,8 +96,8 @@ def test_ray_with_two_nodes_gives_the_inline_result(workspace: WorkspaceFactory)
 def test_five_nodes_on_ray_with_workers_that_die_fail_and_fall_silent(
     workspace: WorkspaceFactory, synthetic_split: Split, few_users: Split, tmp_path: Path
 ) -> None:
-    """FedMF twice, FedRAP and FedEASE are as they are inline, and five devices alone on their nodes as one cohort; a
-    killed worker changes nothing; nodes that fail or fall silent are named."""
+    """FedMF twice, once more privately, FedRAP and FedEASE are as they are inline, and five devices alone on their
+    nodes as one cohort; a killed worker changes nothing; nodes that fail or fall silent are named."""
     marker = tmp_path / "killed"
     node = node_of(workspace(FEDMF, 5), lonely(synthetic_split)[1])
     killing = fedmf(synthetic_split, "kill_once", marker=str(marker), bad_round=2)
@@ -96,11 +108,13 @@ def test_five_nodes_on_ray_with_workers_that_die_fail_and_fall_silent(
         "fedrap": workspace(FEDRAP, 5),
         "fedease": workspace(FEDEASE, 5),
         "devices": workspace(FEDRAP, 5, five),
+        "private": workspace(FEDMF, 5, noise_seed=4),
         "killed": workspace(killing, 5),
         "raising": workspace(fedmf(synthetic_split, "raise"), 5),
         "silent": workspace(fedmf(synthetic_split, "sleep"), 5),
     }
     strategies = [strategy(space, 3) for name, space in spaces.items() if name not in ("raising", "silent")]
+    strategies[list(spaces).index("private")].guard = secure_guard(spaces["private"], tmp_path / "ray")
     strategies += [strategy(spaces["raising"], 1), strategy(spaces["silent"], 1, reply_timeout=2.0)]
     ray = dict(zip(spaces, together(strategies), strict=True))
 
@@ -109,6 +123,13 @@ def test_five_nodes_on_ray_with_workers_that_die_fail_and_fall_silent(
         assert (ray[name].status, ray[name].reason) == ("finished", None)
         assert view_bytes(ray[name]) == view_bytes(inline)
         assert metrics(ray[name]) == metrics(inline)
+
+    private = workspace(FEDMF, 5, noise_seed=4)
+    quiet = run_federation(
+        private, FederationSettings(rounds=3), EvaluationSettings(), INLINE,
+        guard=secure_guard(private, tmp_path / "inline"),
+    )  # fmt: skip
+    assert view_bytes(ray["private"]) == view_bytes(quiet)
 
     cohort = federate(workspace(FEDRAP, 1, five))
     assert ray["devices"].status == "finished"
