@@ -33,6 +33,7 @@ examples:
   fedrec run experiment=fedease_ml100k
   fedrec run algorithm=fedmf federation=average federation.rounds=100 evaluation.every=10
   fedrec run -m experiment=fedmf_ml100k seed=0,1,2
+  fedrec run algorithm=fedease_private privacy=user_dp privacy.epsilon=4 attack=membership
   fedrec run --config outputs/fedmf_ml100k/2025-01-31_12-00-00/config.yaml seed=1
   fedrec run dataset=synthetic dataset.users=10000 federation.sampler=fixed federation.fraction=0.1
 """

@@ -37,7 +37,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class Entry:
-    """One noisy release (or ``steps`` of the same kind). ``noise_multiplier`` is relative to the sensitivity."""
+    """One noisy release (or ``steps`` of the same kind).
+
+    ``noise_multiplier`` is relative to the sensitivity: ``max_grad_norm``, or twice that where the adjacency replaces a
+    unit.
+    """
 
     index: int
     run: str

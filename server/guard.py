@@ -171,7 +171,7 @@ class Guard:
         self.ledger.record(
             run=self.run, round=number, unit=plan.unit, adjacency=plan.adjacency, what=what, sampler=plan.sampler,
             sample_rate=plan.sample_rate, noise_multiplier=multiplier,
-            max_grad_norm=self._sensitivity() * plan.sensitivity_factor,
+            max_grad_norm=self._sensitivity(),
             steps=plan.steps, trust=self.trust, survivors=survivors, noise_seed=settings.noise_seed,
         )  # fmt: skip
 

@@ -51,6 +51,11 @@ def read_settings(options: Mapping[str, Any], federation: FederationSettings) ->
     _check_rows(settings, federation)
     if settings.mode != "example_dp" and federation.mode == "silo":
         raise ConfigError(f"federation.mode=silo: privacy.mode={settings.mode} guards users; write privacy=example_dp")
+    if federation.mode == "silo" and federation.sampler != "all":
+        raise ConfigError(
+            f"federation.sampler={federation.sampler}: every silo trains in every round, on samples of its "
+            "interactions; write federation.sampler=all"
+        )
     if settings.mode == "example_dp" and federation.mode == "devices" and settings.optimizer != "lazy":
         raise ConfigError(
             "privacy.optimizer=opacus: Opacus' optimizer runs in silos; write federation.mode=silo, or "

@@ -148,6 +148,11 @@ def combine(summaries: Sequence[Mapping[str, Any]], folder: Path, planned: int) 
     first["timing"]["seconds_per_round"] = float(np.mean([s["timing"]["seconds_per_round"] for s in summaries]))
     first["memory"] = {key: max(s["memory"][key] for s in summaries) for key in first["memory"]}
     first["warnings"] = list(dict.fromkeys(text for s in summaries for text in s["warnings"]))
+    if first.get("privacy"):
+        first["privacy"] = {**first["privacy"], "statement": (
+            f"{first['privacy']['statement']} {len(summaries)} orders of tied timestamps were trained, each a model of "
+            "its own: who sees several of them gets their composition."
+        )}  # fmt: skip
     ended = [s for status in _WORST for s in summaries if s["status"] == status]
     first["status"], first["reason"] = (ended[0]["status"], ended[0]["reason"]) if ended else ("finished", None)
     if len(summaries) < planned:

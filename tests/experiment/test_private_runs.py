@@ -129,6 +129,12 @@ def test_example_level_privacy_says_that_it_is_none_for_a_user(tmp_path: Path) -
         assert said["adjacency"] == "add/remove one interaction"
 
 
+def test_models_of_several_orders_of_tied_timestamps_are_said_to_compose(tmp_path: Path) -> None:
+    said = run(tmp_path, *USER_DP, "protocol.ties=random", "protocol.tie_draws=2").summary["privacy"]
+    assert said["statement"].startswith("(4, ")
+    assert said["statement"].endswith("each a model of its own: who sees several of them gets their composition.")
+
+
 def test_local_privacy_is_stated_for_replacing_a_user(tmp_path: Path) -> None:
     said = run(tmp_path, "privacy=local_dp", "privacy.epsilon=4").summary["privacy"]
     assert said["adjacency"] == "replace one user"
@@ -254,6 +260,10 @@ MISTAKES: list[tuple[list[str], str]] = [
     (
         [*USER, "federation.mode=silo"],
         r"federation\.mode=silo: .*write privacy=example_dp",
+    ),
+    (
+        [*EXAMPLE, "federation.mode=silo", "federation.sampler=poisson", "federation.fraction=0.5"],
+        r"federation\.sampler=poisson: every silo trains in every round",
     ),
     (["federation.mode=silo"], r"federation\.mode=silo: silos train with DP-SGD; write privacy=example_dp"),
     (
