@@ -20,7 +20,6 @@ from fedrec.data.interactions import Float32, UserItems
 from fedrec.errors import DataError
 from privacy.attacks.interaction import Guess
 from privacy.attacks.roc import Area, delong
-from privacy.attacks.views import UserView
 
 Float64 = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
@@ -50,15 +49,6 @@ def score_features(guesses: Sequence[Guess], n_items: int) -> Float32:
     features = np.zeros((len(guesses), n_items), dtype=np.float32)
     for row, guess in zip(features, guesses, strict=True):
         row[guess.rows] = guess.scores / max(float(np.linalg.norm(guess.scores)), 1e-30)
-    return features
-
-
-def norm_features(views: Sequence[UserView], n_items: int) -> Float32:
-    """float32[users, n_items]: the norms of the uploaded rows, scaled to a Euclidean norm of 1 per user."""
-    features = np.zeros((len(views), n_items), dtype=np.float32)
-    for row, view in zip(features, views, strict=True):
-        norms = np.linalg.norm(view.values.astype(np.float64), axis=1)
-        row[view.rows] = norms / max(float(np.linalg.norm(norms)), 1e-30)
     return features
 
 

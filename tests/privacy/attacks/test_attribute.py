@@ -8,8 +8,7 @@ import pytest
 
 from fedrec.data.load import load_dataset
 from fedrec.errors import DataError
-from privacy.attacks.attribute import age_labels, gender_labels, infer_attribute, norm_features, row_features
-from privacy.attacks.views import UserView
+from privacy.attacks.attribute import age_labels, gender_labels, infer_attribute, row_features
 from tests.evaluation.movielens import movielens_100k
 
 
@@ -59,12 +58,6 @@ def test_a_user_is_never_scored_by_a_classifier_that_saw_its_label() -> None:
     flipped[np.flatnonzero(~label)[0]] = True
     assert infer_attribute(features, label, 0).area.auc < 0.75
     assert not np.allclose(infer_attribute(features, flipped, 0).scores, scores)
-
-
-def test_norm_features_are_the_rows_norms_at_unit_length() -> None:
-    rows = np.array([1, 4], dtype=np.int32)
-    view = UserView(0, 1, rows, np.array([[3.0, 4.0], [0.0, 12.0]], dtype=np.float32))
-    np.testing.assert_allclose(norm_features([view], 6)[0], np.array([0, 5, 0, 0, 12, 0]) / 13.0, rtol=1e-6)
 
 
 def test_labels_come_from_the_user_table_and_unknown_ones_are_marked() -> None:
