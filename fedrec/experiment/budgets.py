@@ -18,7 +18,7 @@ from typing import Any
 from fedrec.errors import ConfigError
 from fedrec.experiment.budgets_values import CURVES
 from fedrec.experiment.config import Config, load_config
-from fedrec.experiment.run import Plan
+from fedrec.experiment.plan import Plan
 
 _KEYS = ("epsilons", "seeds", "methods", "metric", "attack_curve")
 _METHOD_KEYS = ("overrides", "by_epsilon")

@@ -17,7 +17,7 @@ from fedrec.experiment.resources import ResourceMonitor
 from server.outcome import Outcome
 
 if TYPE_CHECKING:
-    from fedrec.experiment.run import Plan
+    from fedrec.experiment.plan import Plan
 
 _PACKAGES = ("fedrec", "flwr", "ray", "torch", "numpy", "numba", "polars")
 

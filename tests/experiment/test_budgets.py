@@ -26,8 +26,8 @@ from fedrec.experiment.budgets_points import Point, points, rounded_up
 from fedrec.experiment.budgets_runs import RunState, _Bar, differences
 from fedrec.experiment.budgets_values import Spread
 from fedrec.experiment.config import load_config
+from fedrec.experiment.plan import Plan
 from fedrec.experiment.report import read_run
-from fedrec.experiment.run import Plan
 
 SMALL = [
     "dataset=synthetic", "dataset.users=60", "dataset.items=80", "runner=inline", "federation.rounds=3",
