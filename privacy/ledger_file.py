@@ -27,8 +27,8 @@ _T = TypeVar("_T", bound="Subject | Entry")
 
 @dataclass(frozen=True)
 class Subject:
-    """The data that the guarantee is about. ``sha256`` is that of its source, whatever was filtered or held out: the same
-    people stand behind it, so releases about any part of it compose."""
+    """The data that the guarantee is about. ``sha256`` is that of its source, whatever was filtered or held out: the
+    same people stand behind it, so releases about any part of it compose."""
 
     name: str
     sha256: str
