@@ -7,7 +7,6 @@ a node, so the devices' noise is drawn once, with the variance of the sum: exact
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -20,15 +19,14 @@ from clients.cohort import Chunk
 from clients.update import CohortUpdate
 from fedrec.algorithms.base import GradientRecommender, Recommender, Tensors
 from privacy.clipping import clip_factors, scale_examples
+from privacy.normals import noise_bits
 
 Int64 = npt.NDArray[np.int64]
 
 
 def noise_generator(noise_seed: int | None, *address: int) -> np.random.Generator:
-    """A generator for privacy noise, seeded by the operating system with 256 bits; or, in tests, by seed and
-    address."""
-    entropy = secrets.randbits(256) if noise_seed is None else [noise_seed, *address]
-    return np.random.Generator(np.random.SFC64(np.random.SeedSequence(entropy, pool_size=8)))
+    """A generator for privacy noise, seeded by the operating system; or, in tests, by seed and address."""
+    return np.random.Generator(noise_bits(None if noise_seed is None else [noise_seed, *address]))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,12 @@ _S3, _S5, _S7 = _F(-1 / 6), _F(1 / 120), _F(-1 / 5040)
 _C2, _C4, _C6, _C8 = _F(-1 / 2), _F(1 / 24), _F(-1 / 720), _F(1 / 40320)
 
 
+def noise_bits(noise_seed: int | Sequence[int] | None = None) -> np.random.SFC64:
+    """The bit generator of all privacy noise: 256 bits of state from the operating system, or a seed that repeats."""
+    entropy = secrets.randbits(256) if noise_seed is None else noise_seed
+    return np.random.SFC64(np.random.SeedSequence(entropy, pool_size=8))  # the default pool keeps 128 bits
+
+
 class NoiseSource:
     """Standard normal deviates from a generator seeded by the operating system.
 
@@ -34,8 +40,7 @@ class NoiseSource:
     """
 
     def __init__(self, noise_seed: int | Sequence[int] | None = None) -> None:
-        entropy = secrets.randbits(256) if noise_seed is None else noise_seed
-        self._bits = np.random.SFC64(np.random.SeedSequence(entropy, pool_size=8))  # the default pool keeps 128 bits
+        self._bits = noise_bits(noise_seed)
         self._radius = np.empty(0, dtype=np.float32)
         self._out = np.empty(0, dtype=np.float32)
 

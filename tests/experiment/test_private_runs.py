@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -196,11 +195,11 @@ def test_private_fedease_runs_from_the_front_door_in_both_placements_of_the_nois
         assert result.summary["privacy"]["accountant"] == "gaussian"
         spent = result.summary["privacy"]["epsilon"]
         assert spent == pytest.approx(4.0, rel=1e-6) if trust == "server" else spent < 4.0
-        assert math.isclose(
-            sum(z**-2 for z in result.summary["privacy"]["noise_multipliers"]),
-            Ledger.read(result.run_dir).entries[0].noise_multiplier ** -2
-            + Ledger.read(result.run_dir).entries[1].noise_multiplier ** -2,
-        ) or trust == "secure_aggregation"  # fmt: skip
+        # More devices came than the shares were sized for: what the ledger counts is never less noise than was planned.
+        planned = sum(z**-2 for z in result.summary["privacy"]["noise_multipliers"])
+        counted = sum(entry.noise_multiplier**-2 for entry in Ledger.read(result.run_dir).entries)
+        survivors = 80 / 64 if trust == "secure_aggregation" else 1.0
+        assert counted == pytest.approx(planned / survivors)
 
 
 USER, LOCAL, EXAMPLE = ([f"privacy={mode}", "privacy.epsilon=4"] for mode in ("user_dp", "local_dp", "example_dp"))

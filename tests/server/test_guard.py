@@ -76,9 +76,7 @@ def test_the_sum_carries_gaussian_noise_of_sigma_times_c_on_every_coordinate(
     total = float((noise**2).sum()) / deviation**2
     assert stats.chi2.ppf(1e-4, noise.size) < total < stats.chi2.ppf(1 - 1e-4, noise.size)
     assert stats.kstest(noise / deviation, "norm").pvalue > 1e-4
-    untouched = np.setdiff1d(np.arange(synthetic_split.n_items), synthetic_split.train.items)
-    assert (noise != 0.0).all()
-    assert untouched.size >= 0
+    assert (noise != 0.0).all()  # rows that nobody touched as well
 
 
 def test_without_noise_the_result_does_not_depend_on_the_number_of_nodes(
