@@ -150,9 +150,10 @@ class FedRecStrategy(Strategy):
         started = time.process_time()
         total = add_replies(self.algorithm, list(replies), self._nodes, server_round - 1)
         self._close(total)
-        self._check_success(server_round, total)
-        # A private round without devices is a release like any other: of noise alone.
+        # A private round without devices is a release like any other: of noise alone. And what devices noised
+        # themselves is out even if the round fails: it is recorded first.
         released = self.guard.release(server_round, total, self.shared) if self.guard else total.devices > 0
+        self._check_success(server_round, total)
         if self.watch:
             self.watch.record(server_round, total, self.shared)
         if released:

@@ -26,6 +26,7 @@ from server.runners import run_federation
 from server.settings import EvaluationSettings, FederationSettings
 from tests.conftest import WorkspaceFactory
 from tests.server.federations import FEDMF, INLINE
+from tests.server.test_guards import fedmf
 
 DENSE = {"upload": {"kind": "dense"}}
 PRIVATE_EASE: dict[str, Any] = {"_target_": "fedrec.algorithms.fedease_private.PrivateFedEASE"}
@@ -123,6 +124,16 @@ def test_every_release_is_in_the_ledger_with_what_the_accountant_needs(
     assert ledger.private
     assert 3.9 < ledger.composed()["user"].value <= 4.0
     assert len(Ledger.read(ledger.path).entries) == 4
+
+
+def test_what_devices_noised_themselves_is_recorded_even_when_the_round_fails(
+    workspace: WorkspaceFactory, synthetic_split: Split, tmp_path: Path
+) -> None:
+    plan = plan_of(synthetic_split, 3, mode="local_dp", epsilon=4.0)
+    space = workspace(fedmf(synthetic_split, "nan"), **DENSE, noise_seed=4)
+    outcome, ledger, _ = run(space, plan, tmp_path, min_success=1.0)
+    assert outcome.status == "diverged"
+    assert [entry.round for entry in ledger.entries] == [1]
 
 
 def test_a_fixed_noise_seed_repeats_the_result_and_is_called_not_private(
