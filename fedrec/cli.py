@@ -177,7 +177,11 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
             if len(configs) > 1:
                 console.rule(_escape(f"run {number} of {len(configs)}: {' '.join(combinations[number - 1])}"))
             results.append(run_experiment(config, console, exit_at_once=True))
-            _draw(results[-1])
+            try:
+                _draw(results[-1])
+            except KeyboardInterrupt:  # the run itself is over and kept; only its picture is missing
+                console.print(f"interrupted; the report is not drawn: fedrec report {_escape(str(results[-1].run_dir))}")
+                return 130
             if results[-1].status == "interrupted":
                 break
     finally:  # what a sweep finished is shown, whatever became of the run after it
