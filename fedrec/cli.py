@@ -180,7 +180,8 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
             try:
                 _draw(results[-1])
             except KeyboardInterrupt:  # the run itself is over and kept; only its picture is missing
-                console.print(f"interrupted; the report is not drawn: fedrec report {_escape(str(results[-1].run_dir))}")
+                folder = _escape(str(results[-1].run_dir))
+                console.print(f"interrupted; the report is not drawn: fedrec report {folder}")
                 return 130
             if results[-1].status == "interrupted":
                 break

@@ -371,7 +371,7 @@ def test_ctrl_c_ends_workers_keeps_what_there_is_and_exits_with_130(runner: str,
 def test_a_second_ctrl_c_ends_at_once_and_leaves_the_rounds_so_far(tmp_path: Path) -> None:
     # Rounds of many seconds, and the second Ctrl-C as soon as the first is answered: both come within one round.
     process = _started(
-        tmp_path, "runner=inline", "federation.users_per_node=1", "algorithm.local_epochs=40000", rounds=1
+        tmp_path, "runner=inline", "federation.users_per_node=1", "algorithm.local_epochs=20000", rounds=1
     )
     os.killpg(process.pid, signal.SIGINT)
     assert process.stdout is not None
