@@ -107,6 +107,7 @@ def reply_content(workspace: Workspace, result: NodeResult, node: int) -> Record
         "upload_bytes": update.upload_bytes,
         **{f"cpu.{name}": seconds for name, seconds in result.cpu.items()},
         **{f"squared_norm.{name}": value for name, value in update.squared_norm.items()},
+        **{f"measured.{name}": value for name, value in result.measured.items()},
     }
     records: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
         "update": record(arrays),

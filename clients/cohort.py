@@ -41,6 +41,7 @@ class CohortExamples:
     example: Int32
     positives: Int64  # per device
     shuffle_keys: npt.NDArray[np.uint64]
+    forgotten: Int64 | None = None  # per device: so many of its positives, the first ones, are to be forgotten
 
     @property
     def touched(self) -> Int64:
@@ -113,16 +114,27 @@ def _subset(ptr: Int64, items: Int32, limit: int, keys: npt.NDArray[np.uint64]) 
     return out_ptr, out[:filled]
 
 
-def draw_examples(split: Split, users: Int64, local: LocalTraining, seed: int, round_number: int) -> CohortExamples:
-    """Positives and freshly drawn negatives of ``users`` in round ``round_number``."""
+def draw_examples(
+    split: Split, users: Int64, local: LocalTraining, seed: int, round_number: int, forget: UserItems | None = None
+) -> CohortExamples:
+    """Positives and freshly drawn negatives of ``users`` in round ``round_number``.
+
+    What is in ``forget`` comes first among a device's positives, and is never subsampled.
+    """
 
     def keys(purpose: str) -> npt.NDArray[np.uint64]:
         return random.streams(random.stream(seed, purpose, round_number), users)
 
     positives = split.train.take(users)
+    forgotten = None
+    if forget is not None:
+        gone = forget.take(users)
+        forgotten, positives = gone.counts, without(positives, gone)
     if local.max_positives:
         ptr, items = _subset(positives.indptr, positives.items, local.max_positives, keys("positives"))
         positives = UserItems(ptr, items)
+    if forget is not None:
+        positives = gone.union(positives)
     per = local.negatives
     draws = positives.counts * per
     # The table of exclusions is stored ascending per user.
@@ -130,7 +142,14 @@ def draw_examples(split: Split, users: Int64, local: LocalTraining, seed: int, r
         split.negatives_exclude, users, draws, split.n_items, keys("negatives"), distinct=max(per, 1)
     )
     row_ptr, rows, example_ptr, example = _compact(positives.indptr, positives.items, negative, per, split.n_items)
-    return CohortExamples(users, row_ptr, rows, example_ptr, example, positives.counts, keys("shuffle"))
+    counts, shuffle = positives.counts, keys("shuffle")
+    return CohortExamples(users, row_ptr, rows, example_ptr, example, counts, shuffle, forgotten)
+
+
+def without(table: UserItems, gone: UserItems) -> UserItems:
+    """The rows of ``table`` without the items that ``gone`` has in the same row."""
+    keep = ~np.isin((table.users << 32) | table.items, (gone.users << 32) | gone.items)
+    return UserItems.from_pairs(table.users[keep], table.items[keep], table.n_users)
 
 
 @njit(cache=True)
@@ -208,7 +227,7 @@ class Chunk:
 
     devices: Int64  # int64[B], positions in the cohort
     items: Tensor  # int64[B, T], padded with item 0
-    label: Tensor  # float32[B, T]
+    label: Tensor  # float32[B, T]: 1 positive, 0 negative, -1 a positive that is to be forgotten
     valid: Tensor  # bool[B, T]
     batches: int
     examples: CohortExamples
@@ -268,7 +287,10 @@ def _pad(cohort: CohortExamples, local: LocalTraining, group: Int64, length: int
     offset = np.arange(owner.size) - np.repeat(
         np.cumsum(cohort.positives[group]) - cohort.positives[group], cohort.positives[group]
     )
-    label[owner, cohort.example[np.repeat(cohort.example_ptr[group], cohort.positives[group]) + offset]] = 1.0
+    sign = np.ones(owner.size, dtype=np.float32)
+    if cohort.forgotten is not None:
+        sign[offset < cohort.forgotten[group][owner]] = -1.0
+    label[owner, cohort.example[np.repeat(cohort.example_ptr[group], cohort.positives[group]) + offset]] = sign
     return Chunk(
         group, torch.from_numpy(items), torch.from_numpy(label), torch.from_numpy(valid), batches, cohort, local
     )

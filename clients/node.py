@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ import numpy.typing as npt
 import torch
 
 from clients.cohort import draw_examples
+from clients.forgetting import margins, open_recorder
 from clients.protection import Protection
-from clients.scoring import chunk_size, scores
+from clients.scoring import SCORE_BYTES, chunk_size, scores
 from clients.store import DeviceStore
 from clients.training import train_cohort
 from clients.update import CohortUpdate, start_update
@@ -25,7 +26,6 @@ from fedrec.evaluation.ranking import Evaluator
 from fedrec.evaluation.sums import EvaluationSums
 
 Int64 = npt.NDArray[np.int64]
-_SCORE_BYTES = 64 * 2**20  # a chunk of users is scored within about so much memory
 
 
 @dataclass
@@ -37,6 +37,7 @@ class NodeResult:
     statistics: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     per_user: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     row_sets: tuple[Int64, Int64, npt.NDArray[np.int32]] | None = None  # users, pointers, rows; under watch only
+    measured: dict[str, float] = field(default_factory=dict)  # sums over devices, before they trained
     cpu: dict[str, float] = field(default_factory=dict)
 
 
@@ -97,7 +98,14 @@ def run_task(
         elif isinstance(algorithm, GradientRecommender) and settings.local_dp is not None:
             result.update = _train_examples(workspace, algorithm, shared, store, train_users, round_number, protection)
         elif isinstance(algorithm, GradientRecommender):
-            cohort = draw_examples(workspace.split, train_users, algorithm.local, settings.seed, round_number)
+            if workspace.forget is not None:
+                result.measured = margins(workspace, store, shared, train_users, round_number - 1)
+            cohort = draw_examples(
+                workspace.split, train_users, algorithm.local, settings.seed, round_number, workspace.forget
+            )
+            recorder = open_recorder(settings.recorder, folder, round_number)
+            if recorder:
+                protection = replace(protection or Protection(), watch=frozenset(train_users.tolist()))
             clock.lap("sample")
             result.update = train_cohort(
                 algorithm, shared, personal.of(train_users), store, cohort, settings.upload,
@@ -105,7 +113,10 @@ def run_task(
                 device=resolve_device(settings.device), fused=settings.fused, counts_asked=settings.aggregation_counts,
                 protection=protection,
             )  # fmt: skip
-            if protection and protection.watch:
+            if recorder:
+                recorder.keep(round_number, result.update.views)
+                result.update.views = []
+            elif protection and protection.watch:
                 result.row_sets = (cohort.users, cohort.row_ptr, cohort.rows)
     clock.lap("train")
     return result
@@ -195,7 +206,7 @@ def _evaluate(
     evaluator = Evaluator(
         split, workspace.protocol, settings.seed, item_popularity=popularity, per_user=settings.per_user_metrics
     )
-    size = chunk_size(algorithm, split.n_items, _SCORE_BYTES)
+    size = chunk_size(algorithm, split.n_items, SCORE_BYTES)
     device = torch.device(resolve_device(settings.device))
     public = {name: value.to(device) for name, value in shared.items()}
     for start in range(0, users.size, size):

@@ -12,6 +12,7 @@ from fedrec.algorithms.base import DotProduct, GradientRecommender, Recommender,
 from fedrec.data.interactions import UserItems
 
 Int64 = npt.NDArray[np.int64]
+SCORE_BYTES = 64 * 2**20  # a chunk of users is scored within about so much memory
 
 
 def scores(

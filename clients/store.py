@@ -246,6 +246,24 @@ class DeviceStore:
             torch.from_numpy(self._maps[name]).index_copy_(0, place, new)
         self._stamp[at] = self._round
 
+    def reset(self, users: Int64, owners: Int64, rows: Int64, everywhere: Int64) -> None:
+        """Back to the initial value: all state of ``users``; of per-item tensors, rows ``rows[k]`` of user ``owners[k]``
+        and rows ``everywhere`` of every user. Not journalled: there is no way back."""
+        at, pairs = self.local(users), self.local(owners)
+        for name, spec in self.specs.items():
+            values = self._maps[name]
+            if not spec.per_item:
+                values[at] = 0.0
+                continue
+            table = values.reshape(len(self.users), spec.shape[0], -1)
+            table[at] = 0.0
+            table[pairs, rows] = 0.0
+            self._scale[name][at] = 0.0
+            for row in everywhere.tolist():
+                # A hole in the file stays one.
+                table[np.flatnonzero(table[:, row].any(1)), row] = 0.0
+        self._stamp[at] = 0
+
     def _roll_back(self, file: Any) -> None:
         names = [name for name, spec in self.specs.items() if not spec.per_item]
         tables = [name for name, spec in self.specs.items() if spec.per_item]

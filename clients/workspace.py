@@ -5,8 +5,10 @@ The driver writes it once, before training; nodes open it read-only. Private sta
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +27,7 @@ from fedrec.errors import ConfigError
 from fedrec.evaluation.protocols import Protocol
 
 _TABLES = ("train", "validation", "test", "negatives_exclude")
+_FORGET = "forget"
 
 
 @dataclass(frozen=True)
@@ -48,17 +51,23 @@ class ClientSettings:
     padded_rows: int = 0
     noise_seed: int | None = None
     privacy_mu: float | None = None  # the planned budget; None: no privacy
+    objective: Mapping[str, Any] | None = None  # a class that wraps the algorithm for a while, and its settings
+    recorder: Mapping[str, Any] | None = None  # a class that keeps devices' updates on the devices, and its settings
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """An opened run: split (memory-mapped), algorithm, protocol, settings."""
+    """An opened run: split (memory-mapped), algorithm, protocol, settings.
+
+    ``forget`` are training interactions that an unlearning objective pushes away; they are in ``split.train`` too.
+    """
 
     folder: Path
     split: Split
     algorithm: Recommender
     protocol: Protocol
     settings: ClientSettings
+    forget: UserItems | None = None
 
     @staticmethod
     def create(
@@ -68,35 +77,42 @@ class Workspace:
         protocol: Mapping[str, Any],
         settings: Mapping[str, Any],
         item_features: np.ndarray[Any, np.dtype[np.float32]] | None = None,
+        forget: UserItems | None = None,
     ) -> None:
-        """Write a workspace into ``folder`` (created). ``settings`` are the fields of :class:`ClientSettings`."""
+        """Write a workspace into ``folder`` (created), or over the one there: a process that has it open keeps what it
+        opened. ``settings`` are the fields of :class:`ClientSettings`."""
         data = folder / "data"
         data.mkdir(parents=True, exist_ok=True)
-        for name in _TABLES:
-            table: UserItems = getattr(split, name)
-            np.save(data / f"{name}.indptr.npy", table.indptr, allow_pickle=False)
-            np.save(data / f"{name}.items.npy", table.items, allow_pickle=False)
+        tables = {name: getattr(split, name) for name in _TABLES} | ({_FORGET: forget} if forget is not None else {})
+        for name, table in tables.items():
+            _save(data / f"{name}.indptr.npy", table.indptr)
+            _save(data / f"{name}.items.npy", table.items)
+        if forget is None:
+            for part in ("indptr", "items"):
+                (data / f"{_FORGET}.{part}.npy").unlink(missing_ok=True)
         if item_features is not None:
-            np.save(data / "item_features.npy", item_features, allow_pickle=False)
+            _save(data / "item_features.npy", item_features)
         document = {
             "split": {"name": split.name, "n_items": split.n_items},
             "algorithm": dict(algorithm),
             "protocol": dict(protocol),
             "settings": dict(settings),
         }
-        (folder / "workspace.json").write_text(json.dumps(document, indent=1))
+        head = folder / "workspace.json.new"
+        head.write_text(json.dumps(document, indent=1))
+        os.replace(head, folder / "workspace.json")
 
     @staticmethod
     def open(folder: str | Path) -> Workspace:
         """The workspace in ``folder``; the same object for repeated calls in one process (it is immutable)."""
         path = Path(folder)
         try:
-            stamp = (path / "workspace.json").stat().st_mtime_ns
+            found = (path / "workspace.json").stat()
         except FileNotFoundError:
             raise ConfigError(
                 f"{path}: no workspace.json here; the run directory is not visible from this node"
             ) from None
-        return _open(str(path), stamp)
+        return _open(str(path), found.st_mtime_ns, found.st_ino)
 
     def users_of(self, node: int) -> range:
         """The users whose devices node ``node`` hosts: contiguous blocks of nearly equal size."""
@@ -104,8 +120,24 @@ class Workspace:
         return range(node * n_users // n_nodes, (node + 1) * n_users // n_nodes)
 
 
+def _save(path: Path, array: np.ndarray[Any, Any]) -> None:
+    temporary = path.with_suffix(".new")
+    with temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+    os.replace(temporary, path)
+
+
+def _wrap(algorithm: Recommender, objective: Mapping[str, Any]) -> Recommender:
+    """The algorithm inside of what ``objective["_target_"]`` names, with the other keys as its settings."""
+    module, _, name = str(objective["_target_"]).rpartition(".")
+    made: Recommender = getattr(importlib.import_module(module), name)(
+        algorithm, **{key: value for key, value in objective.items() if key != "_target_"}
+    )
+    return made
+
+
 @lru_cache(maxsize=4)
-def _open(folder: str, stamp: int) -> Workspace:
+def _open(folder: str, stamp: int, inode: int) -> Workspace:
     path = Path(folder)
     document = json.loads((path / "workspace.json").read_text())
     data = path / "data"
@@ -130,4 +162,7 @@ def _open(folder: str, stamp: int) -> Workspace:
         if not isinstance(algorithm, GradientRecommender):
             raise ConfigError(f"{algorithm.name} has no local training; local-only is defined for gradient methods")
         algorithm = LocalOnly(algorithm)
-    return Workspace(path, split, algorithm, Protocol.from_config(document["protocol"]), settings)
+    if settings.objective is not None:
+        algorithm = _wrap(algorithm, settings.objective)
+    forget = table(_FORGET) if (data / f"{_FORGET}.items.npy").exists() else None
+    return Workspace(path, split, algorithm, Protocol.from_config(document["protocol"]), settings, forget)

@@ -35,6 +35,7 @@ class RoundSum:
     upload_bytes: int = 0
     cpu: dict[str, float] = field(default_factory=dict)
     squared_norm: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=dict)  # sums of what devices measured before they trained
     failed_users: list[int] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     evaluation: EvaluationSums | None = None
@@ -164,6 +165,8 @@ def _add(total: RoundSum, reply: _Reply) -> None:
             total.cpu[name] = total.cpu.get(name, 0.0) + value
         elif group == "squared_norm":
             total.squared_norm[name] = total.squared_norm.get(name, 0.0) + value
+        elif group == "measured":
+            total.measured[name] = total.measured.get(name, 0.0) + value
     total.failed_users += reply.failed
     if reply.per_user:
         total.per_user.append(reply.per_user)

@@ -12,6 +12,7 @@ from fedrec.algorithms.base import Tensors
 from fedrec.errors import RunFailed
 from fedrec.evaluation.protocols import Protocol
 from fedrec.evaluation.sums import EvaluationSums
+from server.phase import ServerState
 
 
 class Diverged(RunFailed):
@@ -30,6 +31,7 @@ class Outcome:
     best_shared: Tensors = field(default_factory=dict)
     best_per_user: list[dict[str, npt.NDArray[Any]]] = field(default_factory=list)
     final_shared: Tensors = field(default_factory=dict)
+    final_state: ServerState | None = None
     started: float = 0.0
     ready: float = 0.0
     since_best: int = 0

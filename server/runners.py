@@ -16,6 +16,7 @@ from clients.workspace import Workspace
 from fedrec.errors import ConfigError
 from server.guard import Guard
 from server.outcome import Outcome
+from server.phase import Phase
 from server.settings import EvaluationSettings, FederationSettings, RunnerSettings
 from server.strategy import FedRecStrategy, Listener
 from server.watch import Watch
@@ -30,13 +31,14 @@ def run_federation(
     stop: Callable[[], bool] = lambda: False,
     guard: Guard | None = None,
     watch: Watch | None = None,
+    phase: Phase | None = None,
 ) -> Outcome:
     """All rounds of a federation on the configured runner.
 
     ``stop`` is asked between rounds; when it says so the outcome's status is ``interrupted``. When too few devices
-    answer it is ``failed``, with the reason.
+    answer it is ``failed``, with the reason. ``phase`` runs some rounds from a state at rest instead.
     """
-    strategy = FedRecStrategy(workspace, federation, evaluation, listener, stop, guard, watch)
+    strategy = FedRecStrategy(workspace, federation, evaluation, listener, stop, guard, watch, phase)
     n_nodes = workspace.settings.n_nodes
     if runner.name == "inline":
         _inline(strategy, n_nodes)

@@ -28,6 +28,7 @@ from server.aggregation import RoundSum, add_replies, mean_update
 from server.guard import Guard
 from server.nodes import find_nodes
 from server.outcome import Diverged, Outcome
+from server.phase import Phase, ServerState
 from server.settings import EvaluationSettings, FederationSettings
 from server.watch import Watch
 
@@ -50,16 +51,17 @@ class FedRecStrategy(Strategy):
         stop: Callable[[], bool] = lambda: False,
         guard: Guard | None = None,
         watch: Watch | None = None,
+        phase: Phase | None = None,
     ) -> None:
-        self.guard, self.watch = guard, watch
+        self.guard, self.watch, self.phase = guard, watch, phase
         self.workspace, self.federation, self.evaluation = workspace, federation, evaluation
         self.algorithm: Recommender = workspace.algorithm
         self.listener, self.stop = listener or (lambda line: None), stop
-        self.shared = self.algorithm.initial_shared()
+        start = phase.start if phase else ServerState.initial(self.algorithm)
+        self.shared, self._memory, self._moments = start.shared, start.memory, dict(start.moments)
+        self._round, self._first = start.round, start.round + 1
         self.outcome = Outcome()
-        self._memory: Tensors = {}
         self._optimizer = federation.optimizer()
-        self._moments: dict[str, dict[str, torch.Tensor]] = {}
         self._nodes: dict[int, int] = {}
         self._open: dict[str, Any] | None = None  # the line of a round whose metrics are still to come
         self._asked = 0
@@ -131,6 +133,8 @@ class FedRecStrategy(Strategy):
             self.guard.sampling_seed if self.guard else self.workspace.settings.seed,
             server_round,
         )
+        if self.phase:
+            users = self.phase.participants(server_round, users)
         # A device without training interactions has nothing to train on.
         users = users[self.workspace.split.train.counts[users] > 0]
         if self.guard and self.guard.too_few(users.size):
@@ -150,6 +154,9 @@ class FedRecStrategy(Strategy):
         started = time.process_time()
         total = add_replies(self.algorithm, list(replies), self._nodes, server_round - 1)
         self._close(total)
+        if self.phase and self.phase.halt and self.phase.halt(total.measured):
+            self.outcome.status, self.outcome.reason = "halted", f"the rule to stop held before round {server_round}"
+            return None, None
         # A private round without devices is a release like any other: of noise alone. And what devices noised
         # themselves is out even if the round fails: it is recorded first.
         released = self.guard.release(server_round, total, self.shared) if self.guard else total.devices > 0
@@ -158,6 +165,7 @@ class FedRecStrategy(Strategy):
             self.watch.record(server_round, total, self.shared)
         if released:
             self._apply(server_round, total)
+        self._round = server_round
         view = self.view()
         self._open = self._line(server_round, total, view, time.process_time() - started)
         return view, MetricRecord({"loss": total.loss, "devices": total.devices})
@@ -183,12 +191,17 @@ class FedRecStrategy(Strategy):
     # -- one round -------------------------------------------------------------------------------------------------
 
     def _due(self, number: int) -> bool:
+        if self.phase and not self.phase.evaluate:
+            return False
         return number % self.evaluation.every == 0 or number == self.total_rounds
 
     @property
     def total_rounds(self) -> int:
         """The configured rounds, or fewer where the algorithm is done earlier."""
-        rounds = self.guard.plan.rounds if self.guard else self.federation.rounds
+        if self.phase:
+            rounds = self._first - 1 + self.phase.rounds
+        else:
+            rounds = self.guard.plan.rounds if self.guard else self.federation.rounds
         return min(rounds, self.algorithm.max_rounds or rounds)
 
     def _apply(self, number: int, total: RoundSum) -> None:
@@ -205,7 +218,11 @@ class FedRecStrategy(Strategy):
             )
         else:
             divisor = self.guard.divisor(total) if self.guard else None
-            for name, delta in mean_update(total, algorithm, self.shared, self.federation.mean, divisor).items():
+            if self.phase and self.phase.combine:
+                deltas = self.phase.combine(number, total, self.shared)
+            else:
+                deltas = mean_update(total, algorithm, self.shared, self.federation.mean, divisor)
+            for name, delta in deltas.items():
                 value, state = self._optimizer.step(self.shared[name], delta, self._moments.get(name, {}))
                 self.shared, self._moments[name] = {**self.shared, name: value}, state
         self.shared = algorithm.finish_round(self.shared, number - 1)
@@ -252,6 +269,8 @@ class FedRecStrategy(Strategy):
             if "clip" in line and total.devices:
                 # A noisy count under secure aggregation, so that it may lie outside of what a share can be.
                 line["clipped_share"] = min(max(1.0 - total.unclipped / total.devices, 0.0), 1.0)
+        if total.measured:
+            line["measured"] = dict(total.measured)
         if failures := self._failures(total):
             line["failures"] = failures[:20]
         return line
@@ -300,12 +319,13 @@ class FedRecStrategy(Strategy):
             self._silent = []
             self._close(RoundSum({}))  # a finished round keeps its line
         self.outcome.final_shared = self.shared
+        self.outcome.final_state = ServerState(self._round, self.shared, self._moments, self._memory)
         return self.outcome
 
     def _rounds(self, grid: Grid) -> None:
         timeout, config = self.federation.reply_timeout, ConfigRecord({})
         arrays, number = self.view(), 0
-        for number in range(1, self.total_rounds + 1):
+        for number in range(self._first, self.total_rounds + 1):
             if self.guard and (reason := self.guard.exhausted(number)):
                 self.outcome.status, self.outcome.reason = "early_stopped", reason
                 number -= 1
@@ -315,6 +335,8 @@ class FedRecStrategy(Strategy):
             self._evaluated_view = self.shared
             replies = self._exchange(grid, messages, timeout)
             arrays = self.aggregate_train(number, replies)[0] or arrays
+            if self.outcome.status == "halted":
+                return
             if self._open is not None:
                 self._open["wall_s"] = time.perf_counter() - began
             verdict = ("interrupted", f"interrupted in round {number}") if self.stop() else self._verdict(number)
@@ -323,7 +345,7 @@ class FedRecStrategy(Strategy):
                 break
         if self._open is not None:
             self._evaluated_view = self.shared
-            if self.outcome.status in ("finished", "early_stopped"):
+            if self.outcome.status in ("finished", "early_stopped") and (not self.phase or self.phase.evaluate):
                 messages = list(self.configure_evaluate(number, arrays, config, grid))
                 self.aggregate_evaluate(number, self._exchange(grid, messages, timeout))
             else:

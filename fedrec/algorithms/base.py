@@ -120,7 +120,7 @@ class Examples:
     """
 
     items: Tensor  # int64[T]: catalogue numbers of the rows
-    label: Tensor  # float32[T]: 1 for a positive, 0 for a negative
+    label: Tensor  # float32[T]: 1 for a positive, 0 for a negative; −1 for one to be forgotten (unlearning only)
     weight: Tensor  # float32[T]
     positive: Tensor | None = None  # int64[E]
     negative: Tensor | None = None  # int64[E]
