@@ -247,7 +247,7 @@ class DeviceStore:
         self._stamp[at] = self._round
 
     def reset(self, users: Int64, owners: Int64, rows: Int64, everywhere: Int64) -> None:
-        """Back to the initial value: all state of ``users``; of per-item tensors, rows ``rows[k]`` of user ``owners[k]``
+        """Back to the initial value: all of ``users``; of per-item tensors, rows ``rows[k]`` of user ``owners[k]``
         and rows ``everywhere`` of every user. Not journalled: there is no way back."""
         at, pairs = self.local(users), self.local(owners)
         for name, spec in self.specs.items():

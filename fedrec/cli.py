@@ -63,6 +63,22 @@ examples:
 """
 
 
+_UNLEARN_HELP = """\
+Train (or take a finished run), honour the scripted requests to forget, and prove that it worked: every request is
+judged against models retrained without the data, and goes into a hash-chained audit log. Exit code 1 when a gate fails.
+
+strategies (unlearning=NAME, all of them: unlearning=all)
+  retrain reverse_bpr federaser fru cfru sifu gradient_ascent finetune delete_rows retrieval_filter
+
+examples
+  fedrec unlearn experiment=unlearn_ml100k
+  fedrec unlearn experiment=unlearn_compare_ml100k
+  fedrec unlearn unlearning=reverse_bpr unlearning.requests=requests.yaml federation.rounds=60 runner=inline
+  fedrec unlearn unlearning=reverse_bpr unlearning.run_dir=RUN_DIR unlearning.requests=requests.yaml
+  fedrec unlearn --verify RUN_DIR
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = _parser()
@@ -118,6 +134,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     budgets.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=choice or key=value")
     budgets.set_defaults(function=_budgets)
+
+    unlearn = commands.add_parser(
+        "unlearn", help="requests to forget, honoured and proved", description=_UNLEARN_HELP, formatter_class=plain
+    )
+    unlearn.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=choice or key=value")
+    unlearn.add_argument(
+        "--verify", type=Path, metavar="RUN_DIR", help="check the audit log of a finished experiment, and stop"
+    )
+    unlearn.set_defaults(function=_unlearn)
 
     report = commands.add_parser("report", help="draw a run's report, or several side by side")
     report.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
@@ -189,6 +214,36 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
         if results:
             _show(results, console, Path(str(configs[0]["output_dir"])).expanduser())
     return _exit_code(results)
+
+
+def _unlearn(arguments: argparse.Namespace, console: Console) -> int:
+    from fedrec.experiment.unlearn_verify import verify_logs
+
+    if arguments.verify is not None:
+        text, whole = verify_logs(arguments.verify)
+        console.print(_escape(text), highlight=False, soft_wrap=True)
+        return 0 if whole else 1
+    from fedrec.experiment.config import load_config
+    from fedrec.experiment.unlearn import unlearn_experiment
+    from fedrec.experiment.unlearn_plots import write_pictures
+    from fedrec.experiment.unlearn_report import write_unlearn_report
+    from fedrec.experiment.unlearn_table import unlearn_csv, unlearn_markdown, unlearn_tables
+
+    config = load_config(arguments.overrides)
+    if not config["unlearning"]["strategies"]:
+        config = load_config([*arguments.overrides, "unlearning=reverse_bpr"])
+    result = unlearn_experiment(config, console)
+    folder = result.run_dir
+    (folder / "unlearning.md").write_text(unlearn_markdown(result.summary))
+    (folder / "unlearning.csv").write_text(unlearn_csv(result.summary))
+    write_pictures(result.summary, folder)
+    write_unlearn_report(folder)
+    console.print(unlearn_tables(result.summary))
+    console.print(
+        f"results  {_escape(str(folder))}\nreport   {_escape(str(result.report))}", highlight=False, soft_wrap=True
+    )
+    console.print(f"evidence fedrec unlearn --verify {_escape(str(folder))}", highlight=False, soft_wrap=True)
+    return 0 if result.passed else 1
 
 
 def _draw(result: RunResult) -> None:

@@ -41,6 +41,10 @@ ADAM: dict[str, Any] = {
 }  # fmt: skip
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Trained:
     """A phase that is over: the new state, its rounds' lines, what it cost. ``halted``: by the rule it was given."""
@@ -69,7 +73,8 @@ class Federation:
     problem: Problem
     item_texts: Sequence[str] | None = None
     genres: Sequence[Sequence[str]] | None = None
-    stop: Callable[[], bool] = field(default=lambda: False, compare=False)
+    joined: Int64 | None = None  # [n_users], the first round in which each user takes part; None: all in the first
+    stop: Callable[[], bool] = field(default=_never, compare=False)
 
     @property
     def algorithm(self) -> Recommender:
@@ -135,6 +140,7 @@ class Federation:
         self.write(devices, split, forget, objective=objective, recorder=recorder, aggregation_counts=counts)
         workspace = Workspace.open(devices)
         phase = Phase(state.server, rounds, halt=halt, combine=combine, evaluate=evaluate)
+        participants = participants or self._who_joined()
         if participants is not None:
             phase = dataclasses.replace(phase, participants=participants)
         cpu, wall = time.process_time(), time.perf_counter()
@@ -154,6 +160,10 @@ class Federation:
             self.write(devices, split)
         cost = _cost(outcome, spent, time.perf_counter() - wall, self.runner)
         return Trained(state.at(server), outcome.rounds, cost, halted, outcome.best_evaluation)
+
+    def _who_joined(self) -> Callable[[int, Int64], Int64] | None:
+        joined = self.joined
+        return None if joined is None else lambda number, sampled: sampled[joined[sampled] <= number]
 
     def scorer(self, state: State, split: Split, forgotten: ForgetSet | None = None) -> ModelScorer:
         """How ``state`` recommends; what is withdrawn by ``forgotten`` is masked."""

@@ -31,7 +31,7 @@ class ForgetSet:
     @classmethod
     def of(cls, train: UserItems, users: npt.ArrayLike = (), items: npt.ArrayLike = (),
            pairs: tuple[npt.ArrayLike, npt.ArrayLike] = ((), ())) -> ForgetSet:  # fmt: skip
-        """The forget set of whole users, whole items and single (user, item) ``pairs``, as far as ``train`` has them."""
+        """The forget set of users, items and single (user, item) ``pairs``, as far as ``train`` has them."""
         users = np.unique(np.asarray(users, dtype=np.int64))
         items = np.unique(np.asarray(items, dtype=np.int64))
         owner = train.users

@@ -49,9 +49,10 @@ class State:
         return State(self.folder, server)
 
     def copy_to(self, folder: Path) -> State:
-        """A copy of its own in ``folder``, which must not exist; holes in files stay holes."""
-        shutil.copytree(self.folder, folder, copy_function=copy_sparse)
-        return State(folder, self.server)
+        """A copy of its own in ``folder``, without the undo journals; holes in files stay holes."""
+        shutil.copytree(self.devices, folder / "devices", copy_function=copy_sparse)
+        settle(folder / "devices")
+        return State(folder, self.server).at(self.server)
 
 
 def stores(devices: Path, *, scratch: bool = False) -> Iterator[DeviceStore]:

@@ -28,14 +28,14 @@ from fedrec.errors import ConfigError
 
 Config = dict[str, Any]
 
-GROUPS = ("dataset", "algorithm", "protocol", "federation", "privacy", "attack", "runner", "experiment")
+GROUPS = ("dataset", "algorithm", "protocol", "federation", "privacy", "attack", "unlearning", "runner", "experiment")
 _SECTIONS = (
     "dataset", "algorithm", "protocol", "federation", "privacy", "attack", "runner", "evaluation", "baselines",
-    "budgets",
+    "budgets", "unlearning",
 )  # fmt: skip
 # Readers and classes of other packages have settings that no file of ours lists; they check what they are given.
 # The methods of a comparison have the names that their author gives them.
-_OPEN = ("algorithm.", "budgets.methods.")
+_OPEN = ("algorithm.", "budgets.methods.", "unlearning.strategies.", "unlearning.requests")
 _ELSEWHERE = ("dataset", "name")
 # Groups that are empty until something is chosen.
 _CHOSEN_FIRST = {
@@ -231,7 +231,8 @@ def _saved(path: Path, parsed: Sequence[Override]) -> Config:
         raise ConfigError(f"{path}: holds no settings; name the config.yaml of a run directory")
     known: Config = {str(key): value for key, value in document.items()}
     shipped = _composed([])
-    known.setdefault("budgets", shipped["budgets"])  # of a comparison, not of a run: no run's file has it
+    for other in ("budgets", "unlearning"):  # of other commands: no run's file has them
+        known.setdefault(other, shipped[other])
     for key in (*known, *shipped):
         if key not in shipped:
             raise ConfigError(f"{path}: {key}: no such setting; {_nearest(key, shipped)}")

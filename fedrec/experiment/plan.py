@@ -29,7 +29,7 @@ from server.settings import EvaluationSettings, FederationSettings, RunnerSettin
 
 _TOP_LEVEL = {
     "name", "seed", "output_dir", "dataset", "algorithm", "protocol", "federation", "privacy", "attack", "runner",
-    "evaluation", "baselines", "budgets",
+    "evaluation", "baselines", "budgets", "unlearning",
 }  # fmt: skip
 _NOBODY = UserItems(np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.int32))
 
@@ -46,7 +46,7 @@ class Plan:
             raise ConfigError(
                 f"budgets.methods: {', '.join(compared)} are runs of a comparison; start it with `fedrec budgets`"
             )
-        self.config = {key: value for key, value in config.items() if key != "budgets"}
+        self.config = {key: value for key, value in config.items() if key not in ("budgets", "unlearning")}
         seed = config.get("seed")
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise ConfigError(f"seed={seed!r}: write a whole number, 0 or more")

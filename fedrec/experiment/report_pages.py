@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
-from fedrec.experiment import plots, report_charts, report_privacy, report_sections
+from fedrec.experiment import plots, report_charts, report_privacy, report_sections, unlearn_report, unlearn_sections
 from fedrec.experiment.console import (
     COLUMNS,
     Ranking,
@@ -25,6 +25,8 @@ def page(records: Sequence[RunRecord]) -> tuple[str, str]:
     """Title (escaped) and body of the page about ``records``."""
     if len(records) == 1:
         record = records[0]
+        if record.summary.get("unlearning"):
+            return unlearn_report.page(record)
         title = f"{report_sections.algorithm(record)} on {name_of(record.summary.get('dataset'), 'unnamed data')}"
         return esc(title), f"<h1>{esc(title)}</h1>{report_sections.subtitle(record)}{run_body(record, 'run0')}"
     data = dict.fromkeys(name_of(record.summary.get("dataset"), "unnamed data") for record in records)
@@ -54,7 +56,7 @@ def run_body(record: RunRecord, salt: str) -> str:
             report_charts.timing(record, salt),
             report_privacy.privacy(record, salt),
             report_privacy.attacks(record, salt),
-            report_sections.unlearning(record),
+            unlearn_sections.unlearning(record, salt),
             report_sections.configuration(record),
         )
     )

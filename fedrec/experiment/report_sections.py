@@ -225,11 +225,6 @@ def short(text: str, limit: int = 28) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def unlearning(record: RunRecord) -> str:
-    said = part(record.summary, "unlearning")
-    return f"<h3>Unlearning</h3>{tree(said)}" if said else ""
-
-
 def tie_orders(record: RunRecord) -> str:
     """The single runs behind a mean over orders of tied timestamps, and how far they spread."""
     parts = record.summary.get("parts")

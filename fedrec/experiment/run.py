@@ -30,14 +30,12 @@ from fedrec.experiment.baselines import central_baselines, local_only
 from fedrec.experiment.config import Config
 from fedrec.experiment.interrupt import interruptible
 from fedrec.experiment.plan import Plan
-from fedrec.experiment.privacy import (
-    device_settings,
-    privacy_summary,
-)
+from fedrec.experiment.privacy import privacy_summary
 from fedrec.experiment.progress import RunProgress
 from fedrec.experiment.resources import ResourceMonitor
 from fedrec.experiment.result import RunResult
 from fedrec.experiment.summary import combine, summarise
+from fedrec.experiment.workspace import client_settings, protocol_dict
 from privacy.attacks.audit import CanaryAudit
 from privacy.ledger import Ledger
 from server.guard import Guard
@@ -63,7 +61,7 @@ def run_experiment(
     """
     console = console or Console(quiet=True)
     plan = Plan(config, say=lambda text: console.print(f"[dim]{text}[/dim]"))
-    folder = run_dir or _fresh_directory(Path(str(config["output_dir"])).expanduser(), plan.name)
+    folder = run_dir or fresh_directory(Path(str(config["output_dir"])).expanduser(), plan.name)
     console.print(f"[bold]{plan.title}[/bold]  {plan.dataset_line}", highlight=False)
     for caveat in (*plan.protocol.caveats(), *plan.splits[0][1].warnings):
         console.print(f"[yellow]Note:[/yellow] {caveat}", highlight=False)
@@ -78,7 +76,7 @@ def run_experiment(
                     parts.append(_run_one(plan, variant, split, place, console, interrupted))
             summary = combine(parts, folder, len(plan.splits))
             (folder / "config.yaml").write_text(OmegaConf.to_yaml(plan.config))
-            _write_json(folder / "summary.json", summary)
+            write_json(folder / "summary.json", summary)
     return RunResult.from_summary(summary, folder)
 
 
@@ -88,7 +86,7 @@ def _run_one(
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        raise _unwritable(folder, error.strerror) from None
+        raise unwritable(folder, error.strerror) from None
     devices = folder / "devices"
     finished = False
     try:
@@ -110,7 +108,7 @@ def _run_one(
             if outcome.status in ("finished", "early_stopped") and not interrupted.is_set():
                 baselines["local_only"] = local_only(
                     plan.baselines, plan.algorithm, split, plan.evaluation, devices.with_name("local-only"),
-                    {"algorithm": plan.config["algorithm"], "protocol": _protocol_dict(protocol), "settings": settings},
+                    {"algorithm": plan.config["algorithm"], "protocol": protocol_dict(protocol), "settings": settings},
                     console, interrupted.is_set,
                 )  # fmt: skip
                 if interrupted.is_set():
@@ -127,7 +125,7 @@ def _run_one(
                 scene = Scene(plan.algorithm, split, plan.data, outcome, outsiders, plan.seed, plan.privacy)
                 attacks = run_attacks(plan.attack, scene, watch, audit, private["epsilon"] if private else None)
         summary = summarise(plan, protocol, split, outcome, baselines, monitor, folder, private, attacks)
-        _write_json(folder / "summary.json", summary)
+        write_json(folder / "summary.json", summary)
         _save_checkpoint(folder / "checkpoint", outcome, summary)
         if outcome.best_per_user:
             _save_per_user(folder / "per_user.npz", outcome)
@@ -158,7 +156,7 @@ def _federate(
     ):
 
         def listen(line: dict[str, Any]) -> None:
-            lines.write(json.dumps(_jsonable(line)) + "\n")
+            lines.write(json.dumps(jsonable(line)) + "\n")
             lines.flush()
             for failure in line.get("failures", []):
                 log.warning("round %s: %s", line["round"], failure)
@@ -172,23 +170,9 @@ def _federate(
 
 def _workspace(plan: Plan, protocol: Protocol, split: Split, devices: Path) -> dict[str, Any]:
     federation, runner = plan.federation, plan.runner
-    codec = {"fraction": federation.top_fraction}
-    settings = {
-        "seed": plan.seed,
-        "n_nodes": plan.n_nodes,
-        "upload": {"kind": federation.upload_codec, "precision": federation.upload_precision, **codec},
-        "download": {"kind": federation.download_codec, "precision": federation.download_precision, **codec},
-        "device": runner.device,
-        "threads": runner.threads,
-        "chunk_rows": runner.chunk_rows,
-        "fused": runner.fused,
-        "aggregation_counts": federation.mean == "contributors",
-        "per_user_metrics": plan.evaluation.per_user,
-        "private_state": plan.evaluation.private_state,
-    }
-    private = device_settings(plan.privacy, plan.federation, plan.seed) if plan.privacy else {}
+    settings = client_settings(plan)
     features = plan.features.numpy() if plan.features is not None else None
-    Workspace.create(devices, split, plan.config["algorithm"], _protocol_dict(protocol), settings | private, features)
+    Workspace.create(devices, split, plan.config["algorithm"], protocol_dict(protocol), settings, features)
     server: dict[str, Any] = {
         "federation": asdict(federation), "evaluation": asdict(plan.evaluation), "workers": runner.worker_count,
     }  # fmt: skip
@@ -198,17 +182,13 @@ def _workspace(plan: Plan, protocol: Protocol, split: Split, devices: Path) -> d
     return settings
 
 
-def _protocol_dict(protocol: Protocol) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(protocol).items()}
-
-
-def _fresh_directory(root: Path, name: str) -> Path:
+def fresh_directory(root: Path, name: str) -> Path:
     """``root/name/timestamp``, not yet created; two runs in one second get different names."""
     there = (root / name).absolute()
     while not there.exists() and there != there.parent:
         there = there.parent
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise _unwritable(root, f"{there} is not a folder that can be written to")
+        raise unwritable(root, f"{there} is not a folder that can be written to")
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     folder, number = root / name / stamp, 1
     while folder.exists():
@@ -217,7 +197,7 @@ def _fresh_directory(root: Path, name: str) -> Path:
     return folder
 
 
-def _unwritable(folder: Path, reason: str | None) -> ConfigError:
+def unwritable(folder: Path, reason: str | None) -> ConfigError:
     return ConfigError(f"output_dir: {folder} cannot be made ({reason}); choose another folder with output_dir=…")
 
 
@@ -229,33 +209,35 @@ def _remove(folder: Path, root: Path) -> None:
             parent.rmdir()
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """JSON has no NaN; a number that is not finite is written as null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _jsonable(inner) for key, inner in value.items()}
+        return {key: jsonable(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_jsonable(inner) for inner in value]
+        return [jsonable(inner) for inner in value]
     return value
 
 
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
     temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(_jsonable(dict(document)), indent=1) + "\n")
+    temporary.write_text(json.dumps(jsonable(dict(document)), indent=1) + "\n")
     os.replace(temporary, path)
 
 
 def _save_checkpoint(folder: Path, outcome: Outcome, summary: Mapping[str, Any]) -> None:
-    """The item view of the best round, as safetensors with a checksum beside it."""
+    """The item view of the best round, and the server's state after the last one, each with a checksum beside it."""
     shared = outcome.best_shared or outcome.final_shared
     if not shared:
         return
     folder.mkdir()
+    if outcome.final_state is not None:
+        outcome.final_state.save(folder)
     path = folder / "best.safetensors"
     save_file({name: value.contiguous() for name, value in shared.items()}, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    _write_json(
+    write_json(
         folder / "best.json",
         {"round": outcome.best_round, "algorithm": summary["algorithm"], "sha256": digest},
     )

@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
@@ -160,6 +160,9 @@ class Strategy(ABC):
 
     def check(self, setting: Setting) -> None:  # noqa: B027 (most have nothing to refuse)
         """ConfigError for a run in which this strategy cannot work, with the reason and the remedy."""
+
+    def check_texts(self, texts: Sequence[str] | None, genres: Sequence[Sequence[str]] | None) -> None:  # noqa: B027
+        """ConfigError where the strategy needs more of items than the data set tells (one text and genres an item)."""
 
     @abstractmethod
     def forget(self, task: Task) -> Forgotten:

@@ -67,7 +67,7 @@ class ReverseBPR(Strategy):
 
     alpha: float = 0.3
     item_rate: float = 0.002
-    user_item_rate: float = 0.005
+    user_item_rate: float = 0.01
     private_rate: float = 0.5
     personal_rate: float = 1.0
     weight_decay: float = 0.0
