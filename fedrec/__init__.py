@@ -1,6 +1,7 @@
 """fedrec: a federated and privacy-preserving recommendation simulator whose numbers can be trusted.
 
 From Python: ``fedrec.run("experiment=fedmf_ml100k", "seed=1")`` returns a typed :class:`RunResult`,
+``fedrec.unlearn("experiment=unlearn_ml100k")`` an :class:`UnlearnResult`,
 ``fedrec.load_dataset("ml-100k")`` the interactions. The command line is ``fedrec``.
 """
 
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedrec.data import Interactions
     from fedrec.experiment.result import RunResult
+    from fedrec.experiment.unlearn import UnlearnResult
 
-__all__ = ["load_dataset", "run"]
+__all__ = ["load_dataset", "run", "unlearn"]
 
 
 def _writable(folder: Path) -> bool:
@@ -58,6 +60,23 @@ def run(*overrides: str, quiet: bool = True) -> RunResult:
 
     result = run_experiment(load_config(overrides), Console(quiet=quiet))
     write_report([result.run_dir], result.report)
+    return result
+
+
+def unlearn(*overrides: str, quiet: bool = True) -> UnlearnResult:
+    """Run one unlearning experiment, as ``fedrec unlearn OVERRIDES`` does, and return its result.
+
+    Raises:
+        fedrec.errors.ConfigError, fedrec.errors.DataError: nothing was written.
+        fedrec.errors.RunFailed: a request could not be honoured; the audit log says which.
+    """
+    from rich.console import Console
+
+    from fedrec.experiment.config import load_config
+    from fedrec.experiment.unlearn import unlearn_experiment, write_account
+
+    result = unlearn_experiment(load_config(overrides), Console(quiet=quiet))
+    write_account(result)
     return result
 
 

@@ -224,20 +224,15 @@ def _unlearn(arguments: argparse.Namespace, console: Console) -> int:
         console.print(_escape(text), highlight=False, soft_wrap=True)
         return 0 if whole else 1
     from fedrec.experiment.config import load_config
-    from fedrec.experiment.unlearn import unlearn_experiment
-    from fedrec.experiment.unlearn_plots import write_pictures
-    from fedrec.experiment.unlearn_report import write_unlearn_report
-    from fedrec.experiment.unlearn_table import unlearn_csv, unlearn_markdown, unlearn_tables
+    from fedrec.experiment.unlearn import unlearn_experiment, write_account
+    from fedrec.experiment.unlearn_table import unlearn_tables
 
     config = load_config(arguments.overrides)
     if not config["unlearning"]["strategies"]:
         config = load_config([*arguments.overrides, "unlearning=reverse_bpr"])
     result = unlearn_experiment(config, console)
+    write_account(result)
     folder = result.run_dir
-    (folder / "unlearning.md").write_text(unlearn_markdown(result.summary))
-    (folder / "unlearning.csv").write_text(unlearn_csv(result.summary))
-    write_pictures(result.summary, folder)
-    write_unlearn_report(folder)
     console.print(unlearn_tables(result.summary))
     console.print(
         f"results  {_escape(str(folder))}\nreport   {_escape(str(result.report))}", highlight=False, soft_wrap=True

@@ -17,12 +17,17 @@ from fedrec.experiment.config import Config
 from fedrec.experiment.resources import ResourceMonitor
 from fedrec.experiment.run import fresh_directory, jsonable, write_json
 from fedrec.experiment.summary import versions
-from fedrec.experiment.unlearn_settings import UnlearnSettings
 from fedrec.experiment.unlearn_setup import Setup, prepare, run_configuration
 from fedrec.experiment.unlearn_strategy import Shared, StrategyRun, mean_cost
 from unlearning.audit import AuditLog
 from unlearning.purge import wipe
 from unlearning.requests import describe
+
+
+class Interrupted(RunFailed):
+    """Ctrl-C; the request in progress is logged as failed and the old state stands."""
+
+    exit_code = 130
 
 
 @dataclass(frozen=True)
@@ -79,9 +84,14 @@ def unlearn_experiment(config: Config, console: Console | None = None) -> Unlear
             scratch=folder.with_name(f".{folder.name}.scratch"),  # beside it: what is purged must not lie in it
             cache=cache_folder() / "golds" if setup.settings.gold_cache else None,
             say=lambda text: status.update(text.replace("[", "\\[")),
+            tell=lambda text: console.print(f"[dim]{text.replace('[', chr(92) + '[')}[/dim]", highlight=False),
         )
         try:
             entries = _strategies(setup, shared, folder)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted; what was honoured until then is in {folder}: fedrec unlearn --verify {folder}"
+            ) from None
         finally:
             if shared.scratch.exists():
                 wipe(shared.scratch)
@@ -92,6 +102,19 @@ def unlearn_experiment(config: Config, console: Console | None = None) -> Unlear
     summary = _summary(setup, shared, entries, folder, monitor)
     write_json(folder / "summary.json", summary)
     return UnlearnResult(folder, summary)
+
+
+def write_account(result: UnlearnResult) -> None:
+    """Tables (Markdown, CSV), pictures and the page, into the run directory."""
+    # Drawing takes a second to import.
+    from fedrec.experiment.unlearn_plots import write_pictures
+    from fedrec.experiment.unlearn_report import write_unlearn_report
+    from fedrec.experiment.unlearn_table import unlearn_csv, unlearn_markdown
+
+    (result.run_dir / "unlearning.md").write_text(unlearn_markdown(result.summary))
+    (result.run_dir / "unlearning.csv").write_text(unlearn_csv(result.summary))
+    write_pictures(result.summary, result.run_dir)
+    write_unlearn_report(result.run_dir)
 
 
 def without_ids(requests: Any) -> Any:
@@ -172,6 +195,3 @@ def _summary(
         "versions": versions(),
         "run_dir": str(folder),
     }  # fmt: skip
-
-
-__all__ = ["UnlearnResult", "UnlearnSettings", "unlearn_experiment"]

@@ -75,7 +75,7 @@ def make_golds(
     tasks = []
     for number in range(count):
         own = federation.with_seed(federation.seed + 1000 * (number + 1))
-        own = dataclasses.replace(own, runner=RunnerSettings(name="inline", chunk_rows=own.runner.chunk_rows))
+        own = dataclasses.replace(own, runner=_inline(own))
         keep = cache / _key(own, scene.after, rounds) if cache else None
         tasks.append(GoldTask(own, scene, forgotten, rounds, relearn, scratch / f"gold-{number}", keep))
     golds: list[Gold] = []
@@ -90,6 +90,10 @@ def make_golds(
         for number, _ in enumerate(as_completed(waiting), 1):
             say(f"golds: {number} of {count} retrained")
         return [future.result() for future in waiting]
+
+
+def _inline(federation: Federation) -> RunnerSettings:
+    return dataclasses.replace(federation.runner, name="inline", workers=0, gpus_per_worker=0.0)
 
 
 def make_gold(task: GoldTask) -> Gold:
@@ -114,8 +118,9 @@ def relearn_curve(federation: Federation, state: State, scene: Scene, rounds: in
     """Forget Recall@20 after 0, 1, … ``rounds`` rounds with the data given back. The state's folder is used up."""
     if not rounds or not scene.forget.size or scene.forget.items.size:
         return ()  # a withdrawn item is not given back
-    start = dataclasses.replace(state.server, moments={})
-    state, curve = state.at(start), []
+    # One round at a time, which would start Ray anew each time; the result does not depend on the runner.
+    federation = dataclasses.replace(federation, runner=_inline(federation))
+    state, curve = state.at(dataclasses.replace(state.server, moments={})), []
     for number in range(rounds + 1):
         curve.append(forget_recall(federation.scorer(state, scene.before), scene))
         if number < rounds:
@@ -130,7 +135,8 @@ def relearning(before: float, after: Sequence[float], golds: Sequence[Gold], lev
     """
     if not after or before <= level:
         return None
-    return relearn_rounds(after, [gold.curve for gold in golds], relearn_target(before, level))
+    # Half of the way back: the whole of it takes a run as long as the first one.
+    return relearn_rounds(after, [gold.curve for gold in golds], relearn_target(before, level, share=0.5))
 
 
 def _key(federation: Federation, after: Split, rounds: int) -> str:

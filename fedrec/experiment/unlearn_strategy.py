@@ -46,6 +46,7 @@ class Shared:
     scratch: Path
     cache: Path | None
     say: Callable[[str], None]
+    tell: Callable[[str], None]
     trained: State | None = None
     joined: State | None = None
     golds: dict[int, list[Gold]] = field(default_factory=dict)
@@ -59,6 +60,9 @@ class Shared:
                 relearn=setup.settings.relearn_rounds, scratch=self.scratch, cache=self.cache,
                 workers=setup.settings.gold_workers, say=self.say,
             )  # fmt: skip
+            found = self.golds[number]
+            cost, kept = mean_cost([gold.cost for gold in found]).cpu_s, sum(gold.cached for gold in found)
+            self.tell(f"golds for batch {number}: {len(found)} retrained, {cost:.1f} s of CPU each ({kept} kept ones)")
         return self.golds[number]
 
 
@@ -122,6 +126,7 @@ class StrategyRun:
             if self.shared.trained is None:
                 self.shared.trained, self.shared.training = self._from_nothing(self.shared.scratch / "trained", first)
                 self.shared.joined = self.joined
+                self.shared.tell(f"trained {first.round} rounds: {self.shared.training.cpu_s:.1f} s of CPU")
             self.joined = self.shared.joined
             return self.place.adopt(self.shared.trained)
         return self.place.adopt(self._from_nothing(self.place.fresh(), first)[0])
@@ -203,6 +208,12 @@ class StrategyRun:
             relearn=None if again is None else asdict(again),
             gold_seeds=[gold.seed for gold in golds], golds_cached=sum(gold.cached for gold in golds),
         )  # fmt: skip
+        ids = ", ".join(request.id for request in batch.requests)
+        decided = [gate for gate in gates if gate.passed is not None]
+        self.shared.tell(
+            f"{self.name}, {ids}: {len(decided) - len(failed(gates))} of {len(decided)} gates passed, "
+            f"{made.cost.cpu_s:.2g} s of CPU against {retraining.cpu_s:.3g}"
+        )
         return state, entry
 
     def _task(self, number: int, batch: Batch, state: State) -> Task:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ from fedrec.data.split import Split
 from fedrec.data.synthetic import SyntheticConfig, generate
 from fedrec.errors import DataError
 from fedrec.evaluation.protocols import Protocol, make_split
+from server.settings import RunnerSettings
 from tests.unlearning.small import FEDRAP, federation, task, trained, vectors
 from unlearning.forget import ForgetSet
 from unlearning.purge import planted
 from unlearning.state import State, erase, stores
 from unlearning.strategies.retrain import Retrain
+from unlearning.strategies.reverse_bpr import ReverseBPR
 
 
 def same(one: State, other: State) -> bool:
@@ -138,3 +141,16 @@ def test_a_damaged_server_state_is_refused_by_name(tmp_path: Path, synthetic_spl
     file.write_bytes(bytes(content))
     with pytest.raises(DataError, match=r"server\.safetensors: its checksum"):
         State.load(state.folder)
+
+
+@pytest.mark.xdist_group("ray")
+def test_rounds_of_unlearning_on_ray_are_those_in_one_process(tmp_path: Path, synthetic_split: Split) -> None:
+    forget = ForgetSet.of(synthetic_split.train, users=[4, 9])
+    made = federation(synthetic_split, nodes=2)
+    state = trained(made, tmp_path / "run", synthetic_split, 3)
+    strategy = ReverseBPR(user_repair_rounds=0, max_rounds=3)
+    found = []
+    for name in ("inline", "ray"):
+        own = dataclasses.replace(made, runner=RunnerSettings(name=name, workers=min(2, os.cpu_count() or 1)))
+        found.append(strategy.forget(task(own, state.copy_to(tmp_path / name), synthetic_split, forget)).state)
+    assert same(*found)

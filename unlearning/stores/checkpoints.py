@@ -126,8 +126,8 @@ def read_checkpoint(folder: Path, number: int) -> Tensors:
     return found
 
 
-def since(contributions: Contributions, affected: Int64) -> float:
-    """The first round that any of ``affected`` took part in, or may have: one that was not recorded counts. ∞: none."""
+def since(contributions: Contributions, affected: Int64) -> int:
+    """The first round that any of ``affected`` took part in, or may have: one that was not recorded counts."""
     mine = contributions.first_round[affected]
     seen = contributions.rounds[:, 0].astype(np.int64)
     gap = next((n for n, there in enumerate(seen.tolist(), 1) if n != there), seen.size + 1)
