@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fedrec.experiment.unlearn_setup import prepare
 from tests.unlearning.small import vectors
 from unlearning.purge import planted
 from unlearning.state import State
+from unlearning.strategies import Cost, Forgotten, Guarantee, Strategy, Task
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -127,8 +129,10 @@ def test_the_log_is_whole_names_nobody_and_one_flipped_byte_is_found(
         log.write_bytes(content)
 
 
-def test_no_file_holds_what_a_forgotten_user_had(tmp_path: Path) -> None:
-    config = load_config([*SMALL, ONE_USER, "unlearning=reverse_bpr", f"output_dir={tmp_path}"])
+@pytest.mark.parametrize("strategy", ["reverse_bpr", "federaser", "fru", "cfru", "sifu"])
+def test_no_file_holds_what_a_forgotten_user_had(strategy: str, tmp_path: Path) -> None:
+    more = [] if strategy == "reverse_bpr" else [f"unlearning.strategies.{strategy}.interval=2"]
+    config = load_config([*SMALL, ONE_USER, f"unlearning={strategy}", f"output_dir={tmp_path}", *more])
     setup = prepare(config)
     (batch,) = setup.batches
     state = setup.federation.train(setup.federation.begin(tmp_path / "trial", batch.before), batch.before, 4).state
@@ -137,7 +141,11 @@ def test_no_file_holds_what_a_forgotten_user_had(tmp_path: Path) -> None:
     assert {finding.what for finding in planted(state.folder, held)} == set(held)  # the search does find them
     result = unlearn_experiment(config)
     assert not planted(result.run_dir, held)
-    after = State.load(Path(result.summary["unlearning"]["strategies"]["reverse_bpr"]["state"]))
+    entry = result.summary["unlearning"]["strategies"][strategy]
+    assert entry["store"]["where"] == {"reverse_bpr": "none", "fru": "client"}.get(strategy, "server")
+    assert (entry["store"]["bytes"] > 0) == (strategy != "reverse_bpr")
+    assert entry["batches"][0]["purge"]["ok"]
+    after = State.load(Path(entry["state"]))
     assert not np.isclose(vectors(after)[batch.forget.users], vectors(state)[batch.forget.users]).all(1).any()
     assert not list(result.run_dir.parent.glob(".*.scratch"))
 
@@ -213,6 +221,24 @@ def test_a_kill_in_the_middle_of_a_request_leaves_the_old_state_and_the_log_says
     )
 
 
+@dataclass(frozen=True)
+class Nothing(Strategy):
+    """A strategy of somebody else: it does nothing at all."""
+
+    name = "nothing"
+    promise = "approximate"
+
+    def forget(self, task: Task) -> Forgotten:
+        return Forgotten(task.state, Cost(), Guarantee("approximate"), notes=["nothing was done"])
+
+
+def test_a_strategy_of_another_package_is_named_by_its_target(tmp_path: Path) -> None:
+    target = f"+unlearning.strategies.nothing={{_target_: {__name__}.Nothing}}"
+    assert unlearn(tmp_path, ONE_USER, target, "unlearning.gates.seed_sds=0.0", "unlearning.gates.mia_auc=0.0") == 1
+    (batch,) = account(only(tmp_path))["strategies"]["nothing"]["batches"]
+    assert batch["notes"] == ["nothing was done"]
+
+
 MISTAKES = [
     (["unlearning.requests=null"], r"unlearning\.requests: nothing is asked for; write unlearning\.requests=FILE"),
     (["unlearning.requests=nowhere.yaml"], r"nowhere\.yaml"),
@@ -225,6 +251,10 @@ MISTAKES = [
     ([ONE_USER, "unlearning.late_users=0.5"], r"unlearning\.late_users=0\.5, late_round=0"),
     ([ONE_USER, "unlearning.run_dir=/nowhere"], r"unlearning\.run_dir=/nowhere: no config\.yaml"),
     ([ONE_USER, "privacy=user_dp", "privacy.epsilon=4"], r"privacy=user_dp"),
+    (
+        [ONE_USER, "unlearning=federaser", "privacy=user_dp", "privacy.epsilon=4", "privacy.trust=secure_aggregation"],
+        r"federaser.*secure",
+    ),
     (["unlearning.requests=[{id: r, kind: user, users: [nobody]}]"], r"nobody"),
     (["unlearning.requests=[{id: r, kind: user, fraction: 0.1, at_round: 9}]"], r"at_round"),
     (["unlearning.requests=[{id: r, kind: user, users: []}]"], r"users"),

@@ -26,7 +26,7 @@ from server.aggregation import RoundSum
 from tests.unlearning.small import FEDMF, FEDRAP, federation, task, trained, vectors
 from unlearning.federation import Federation
 from unlearning.forget import ForgetSet
-from unlearning.state import State
+from unlearning.state import State, stores
 from unlearning.stores.history import UpdateHistory
 from unlearning.stores.recording import ServerRecording, device_histories, options_of
 from unlearning.strategies import Setting, Strategy
@@ -242,6 +242,22 @@ def test_only_rounds_after_the_join_point_are_replayed(tmp_path: Path, few_users
         strategy.forget(late)
 
 
+@pytest.mark.parametrize("strategy", [FedEraser(**SHORT), FRU(**SHORT)], ids=["federaser", "fru"])
+def test_methods_with_personal_views_are_replayed_as_well(tmp_path: Path, few_users: Split, strategy: Strategy) -> None:
+    """FedRAP: per-item private tensors stay on retained devices, and go where there is something to forget."""
+    gentle = {**FEDRAP, "item_learning_rate": 1.0, "personal_learning_rate": 1.0, "local_epochs": 2}
+    made = federation(few_users, gentle, server_optimizer="average", server_learning_rate=1.0)
+    state = recorded(made, tmp_path / "run", few_users, strategy)
+    done = forgotten_by(strategy, made, state, few_users, ForgetSet.of(few_users.train, users=[2]), "work")
+    first = next(name for name, spec in made.algorithm.shared.items() if spec.per_item)
+    assert torch.isfinite(done.server.shared[first]).all()
+    assert not torch.equal(done.server.shared[first], state.server.shared[first])
+    personal = next(name for name, spec in made.algorithm.private.items() if spec.per_item)
+    store = next(iter(stores(done.devices, scratch=True)))
+    assert torch.equal(store.whole(personal, np.asarray([2]))[0].flatten(), store.base(personal).flatten())
+    assert not torch.equal(store.whole(personal, np.asarray([3]))[0].flatten(), store.base(personal).flatten())
+
+
 # -- FRU --------------------------------------------------------------------------------------------------------------
 
 
@@ -332,7 +348,10 @@ def test_calibration_changes_how_much_a_device_trains_and_nothing_else(few_users
 @pytest.mark.parametrize("optimizer", ["average", "adam"])
 def test_cfru_subtracts_exactly_what_one_round_owes_to_a_user(tmp_path: Path, few_users: Split, optimizer: str) -> None:
     """One averaging round: M + η(S − u_k)/m. One round of Adam, whose v stays: the same with its elementwise rate."""
-    options = {"server_optimizer": optimizer, "server_learning_rate": 0.5 if optimizer == "average" else 0.05}
+    options: dict[str, Any] = {
+        "server_optimizer": optimizer,
+        "server_learning_rate": 0.5 if optimizer == "average" else 0.05,
+    }
     made = federation(few_users, {**FEDMF, "item_weight_decay": 0.0}, **options)
     strategy = CFRU(interval=1, top=1.0, precision="float32", damping=0.0)
     state = recorded(made, tmp_path / "run", few_users, strategy, rounds=1)

@@ -18,6 +18,7 @@ from fedrec.data.split import Split
 from fedrec.errors import ConfigError, DataError
 from privacy.gaussian import gaussian_epsilon
 from server.optimizers import ServerOptimizer
+from server.phase import ServerState
 from tests.unlearning.small import FEDMF, federation, task, vectors
 from unlearning.federation import Federation
 from unlearning.forget import ForgetSet
@@ -39,7 +40,7 @@ def recorded(made: Federation, folder: Path, split: Split, strategy: SIFU, late:
     def take_part(number: int, sampled: Any) -> Any:
         return sampled if number >= 3 else np.setdiff1d(sampled, late)
 
-    watch = ServerRecording(UpdateHistory(folder.with_name("run.history"), strategy.store), made)
+    watch = ServerRecording(UpdateHistory(folder.with_name(f"{folder.name}.history"), strategy.store), made)
     return made.train(made.begin(folder, split), split, ROUNDS, watch=watch, participants=take_part).state
 
 
@@ -69,7 +70,8 @@ def test_no_adam_step_is_larger_than_its_bound(
     gradients: list[float], beta1: float, beta2: float, correct: bool, rate: float
 ) -> None:
     optimizer = ServerOptimizer("adam", rate, beta1, beta2, 1e-12, correct)
-    x, state = torch.zeros(1, dtype=torch.float64), {}
+    x = torch.zeros(1, dtype=torch.float64)
+    state: dict[str, torch.Tensor] = {}
     for t, gradient in enumerate(gradients, 1):
         moved, state = optimizer.step(x, torch.tensor([gradient], dtype=torch.float64), state)
         assert abs(float(moved - x)) <= largest_step(optimizer, t) * (1 + 1e-6) + 1e-12
@@ -163,11 +165,11 @@ def test_it_rolls_back_to_before_the_forgotten_joined_without_noise(tmp_path: Pa
     assert done.cost.rounds == ROUNDS - 2
     assert done.state.round == ROUNDS
     # The same as on a run that never had them: the checkpoint is, and so is all that follows.
-    other = made.begin(tmp_path / "other", forget.remove_from(few_users))
-    part = made.train(other, forget.remove_from(few_users), 2).state
-    start = made.begin(tmp_path / "start", forget.remove_from(few_users))
-    start = start.at(type(start.server)(2, dict(part.server.shared)))
-    never = made.train(start, forget.remove_from(few_users), ROUNDS - 2).state
+    after = forget.remove_from(few_users)
+    recorded(made, tmp_path / "other", after, strategy)
+    start = made.begin(tmp_path / "start", after)
+    start = start.at(ServerState(2, read_checkpoint(tmp_path / "other.history", 2)))
+    never = made.train(start, after, ROUNDS - 2).state
     assert torch.equal(done.state.server.shared["item"], never.server.shared["item"])
 
 
@@ -252,7 +254,7 @@ def test_a_damaged_store_says_so(tmp_path: Path, few_users: Split) -> None:
 
 def test_the_store_is_bounded(tmp_path: Path, few_users: Split) -> None:
     made, strategy = federation(few_users), SIFU(max_bytes=4000)
-    with pytest.raises(ConfigError, match=r"checkpoint of round 1 .*max_bytes=4000; write a larger interval"):
+    with pytest.raises(ConfigError, match=r"checkpoint of round 2 .*max_bytes=4000; write a larger interval"):
         recorded(made, tmp_path / "run", few_users, strategy)
 
 

@@ -38,7 +38,7 @@ class Sentences:
         if _folder() is None or importlib.util.find_spec("tokenizers") is None:
             raise ConfigError(
                 f"{where}.reranker=sentences needs the package {PACKAGE}, which carries the text vectors; "
-                "pip install 'fedrec[text]', or set reranker=chat"
+                "pip install wordllama, or set reranker=chat"
             )
 
     def prepare(self, catalogue: Catalogue, seed: int, where: str) -> TextVectors:
@@ -99,7 +99,7 @@ def embed(texts: Sequence[str]) -> Float32:
     """
     folder = _folder()
     if folder is None:
-        raise ConfigError(f"the package {PACKAGE} is not installed; pip install 'fedrec[text]'")
+        raise ConfigError(f"the package {PACKAGE} is not installed; pip install wordllama")
     table = load_file(folder / WEIGHTS)["embedding.weight"]
     tokenizers: Any = importlib.import_module("tokenizers")
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER))

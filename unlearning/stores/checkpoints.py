@@ -120,9 +120,7 @@ def read_checkpoint(folder: Path, number: int) -> Tensors:
     try:
         found: Tensors = load_tensors(path.read_bytes())
     except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"{path}: cannot be read ({error}); restore it, or forget with unlearning=retrain"
-        ) from None
+        raise DataError(f"{path}: cannot be read ({error}); restore it, or forget with unlearning=retrain") from None
     return found
 
 
