@@ -45,5 +45,34 @@ def test_the_example_of_an_algorithm_in_the_guide_trains(tmp_path: Path, monkeyp
     assert result.algorithm == "biased_mf"
 
 
+def test_the_example_of_a_strategy_in_the_guide_forgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = re.findall(r"```python\n(.*?)```", (_ROOT / "docs" / "extending.md").read_text(), re.DOTALL)[1]
+    module = types.ModuleType("guide_strategy")
+    monkeypatch.setitem(sys.modules, "guide_strategy", module)
+    monkeypatch.setenv("FEDREC_AUDIT_KEY", str(tmp_path / "audit.key"))
+    imports = """
+from dataclasses import dataclass
+from unlearning.state import erase
+from unlearning.strategies import Forgotten, Guarantee, Strategy
+"""
+    exec(compile(imports + code, "docs/extending.md", "exec"), module.__dict__)
+    result = fedrec.unlearn(
+        "dataset=synthetic",
+        "dataset.users=60",
+        "dataset.items=120",
+        "runner=inline",
+        "federation.rounds=4",
+        "+unlearning.strategies.polish={_target_: guide_strategy.Polish, rounds: 2}",
+        "unlearning.requests=[{id: r, kind: user, fraction: 0.1}]",
+        "unlearning.golds=1",
+        "unlearning.gold_workers=1",
+        "unlearning.gold_cache=false",
+        "unlearning.relearn_rounds=0",
+        f"output_dir={tmp_path}",
+    )
+    (batch,) = result.summary["unlearning"]["strategies"]["polish"]["batches"]
+    assert batch["cost"]["rounds"] == 2
+
+
 def _lines(run_dir: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -16,6 +16,7 @@ import torch
 
 from clients.scoring import scores
 from clients.workspace import Workspace
+from fedrec import random
 from fedrec.algorithms import build
 from fedrec.algorithms.base import Problem, Recommender, Tensors
 from fedrec.data.interactions import UserItems
@@ -175,7 +176,9 @@ class ModelScorer:
 
     def __init__(self, algorithm: Recommender, state: State, split: Split, forgotten: ForgetSet | None = None) -> None:
         self.algorithm, self._state, self._split = algorithm, state, split
-        self._withdrawn = forgotten.items if forgotten is not None else np.zeros(0, dtype=np.int64)
+        nothing = np.zeros(0, dtype=np.int64)
+        self._withdrawn = forgotten.items if forgotten is not None else nothing
+        self.newcomers = forgotten.users if forgotten is not None else nothing
         self._round = max(state.round - 1, 0)
 
     @property
@@ -187,6 +190,21 @@ class ModelScorer:
         found = self.raw_scores(users)
         found[:, self._withdrawn] = -np.inf
         return found
+
+    def fresh_scores(self, users: Int64, draw: int) -> Float32:
+        """float32[len(users), n_items], unmasked, of new devices of the ``draw``-th draw."""
+        seed = self.algorithm.problem.seed
+        private = {
+            name: spec.initial(random.stream(seed, f"init:{name}")).expand(len(users), *spec.shape)
+            if spec.common or spec.per_item
+            else spec.initial_many(random.streams(random.stream(seed, f"fresh:{name}", draw), users))
+            for name, spec in self.algorithm.private.items()
+        }
+        personal = self.algorithm.personal_views(self.shared, self._state.server.memory, users)
+        nothing = UserItems(np.zeros(len(users) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32))
+        with torch.no_grad():
+            found = self.algorithm.score({**self.shared, **personal, **private}, nothing)
+        return np.ascontiguousarray(found.numpy(), dtype=np.float32)
 
     def raw_scores(self, users: Int64) -> Float32:
         """The same without the mask."""

@@ -306,3 +306,38 @@ def test_wrong_settings_name_the_key(options: dict[str, Any], message: str) -> N
     with pytest.raises(ConfigError, match=message):
         MeasureSettings.from_config(options, "unlearning.measure")
     assert MeasureSettings.from_config({"fold_in": {"steps": 3}}, "x").fold_in.steps == 3
+
+
+class Redrawn:
+    """A model whose deleted users' devices are drawn anew: the ``draw``-th is the plain model with other vectors."""
+
+    def __init__(self, model: Factors, newcomers: np.ndarray[Any, Any]) -> None:
+        self.model, self.newcomers = model, newcomers
+        self.algorithm, self.shared = model.algorithm, model.shared
+
+    def scores(self, users: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return self.model.scores(users)
+
+    def fresh_scores(self, users: np.ndarray[Any, Any], draw: int) -> np.ndarray[Any, Any]:
+        return np.roll(self.model.scores(users), draw, axis=1)
+
+
+def test_what_is_said_of_deleted_users_is_a_mean_over_draws_of_their_new_devices(split: Split, model: Factors) -> None:
+    forget = ForgetSet.of(split.train, users=[3, 9, 30])
+    scene = _scene(split, forget, "user", fresh_draws=4)
+    found = measure(Redrawn(model, forget.users), scene)
+
+    class One(Redrawn):
+        def fresh_scores(self, users: np.ndarray[Any, Any], draw: int) -> np.ndarray[Any, Any]:
+            return super().fresh_scores(users, self.only)
+
+    singles = []
+    for draw in range(4):
+        one = One(model, forget.users)
+        one.only = draw
+        singles.append(measure(one, _scene(split, forget, "user", fresh_draws=1)))
+    for name in ("percentile", "forget_recall@20", "mia_auc"):
+        values = [single.values[name] for single in singles]
+        assert found.values[name] == pytest.approx(np.mean(values), abs=1e-6)
+        assert np.std(values) > 0.0 or name == "forget_recall@20"
+    assert found.values["retain_ndcg@20"] == singles[0].values["retain_ndcg@20"]

@@ -34,6 +34,22 @@ class MaskingScorer(Protocol):
         """float32[len(users), n_items], without −inf for withdrawn items."""
 
 
+@runtime_checkable
+class FreshScorer(Protocol):
+    """A :class:`~unlearning.scorer.Scorer` that can draw the devices of deleted users anew.
+
+    A new device starts from a random vector, and what a single one ranks says little: with some draws of each, the
+    chance of the draw averages out of what is said of deleted users.
+    """
+
+    @property
+    def newcomers(self) -> Int64:
+        """int64, ascending: the users whose devices are new ones."""
+
+    def fresh_scores(self, users: Int64, draw: int) -> Float32:
+        """float32[len(users), n_items] of newcomers, without the mask, as devices of the ``draw``-th draw score."""
+
+
 def measure(scorer: Scorer, scene: Scene) -> Measurement:
     """What ``scorer`` shows in ``scene``.
 
@@ -52,7 +68,7 @@ def measure(scorer: Scorer, scene: Scene) -> Measurement:
     """
     looked = _look(scorer, scene)
     deleted = fold_in(scorer, scene)
-    attacks = {"mia_auc": evidence([(looked.forgotten, looked.unseen)]), "fold_in_auc": deleted.evidence}
+    attacks = {"mia_auc": evidence(looked.attacked), "fold_in_auc": deleted.evidence}
     pairs = Mean.of(looked.percentiles, looked.owners)
     items = Mean.of(looked.item_percentiles)
     means = {
@@ -71,7 +87,7 @@ def measure(scorer: Scorer, scene: Scene) -> Measurement:
 
 class _Looked(NamedTuple):
     """What one pass over the users finds. ``ranked`` int64: the users of ``recall`` and ``ndcg``; ``owners`` int64:
-    those of ``percentiles``."""
+    those of ``percentiles``; ``attacked``: forgotten and unseen pairs, by draw of new devices."""
 
     ranked: Int64
     recall: Float64
@@ -80,8 +96,7 @@ class _Looked(NamedTuple):
     percentiles: Float64
     owners: Int64
     item_percentiles: Float64
-    forgotten: Group
-    unseen: Group
+    attacked: list[tuple[Group, Group]]
     compared: npt.NDArray[np.float16]
     top: npt.NDArray[np.int32]
 
@@ -93,7 +108,9 @@ def _look(scorer: Scorer, scene: Scene) -> _Looked:
     controls = _of_users(held_out(scene), forget.affected)
     recalls, places, owners = [np.zeros(0)], [np.zeros(0)], [np.zeros(0, dtype=np.int64)]
     item_total = np.zeros(int(withdrawn.sum()))
-    forgotten, unseen = [], []
+    new = np.intersect1d(scorer.newcomers, forget.users) if isinstance(scorer, FreshScorer) else np.zeros(0, np.int64)
+    draws = scene.settings.fresh_draws if new.size else 1
+    attacked: list[list[tuple[Group, Group]]] = [[] for _ in range(draws)]
     scores = [np.zeros((0, int((~withdrawn).sum())), dtype=np.float16)]
     lists = [np.zeros((0, K), dtype=np.int32)]
     block = max(1, scene.settings.chunk_values // n_items)
@@ -105,13 +122,26 @@ def _look(scorer: Scorer, scene: Scene) -> _Looked:
             who = users[touched]
             mine = raw[touched]
             theirs = mine if raw is shown else shown[touched]
-            pairs = forget.pairs.take(who)
-            found, percentiles = rank_pairs(theirs, mine, scene.after.train.take(who), pairs, withdrawn, K)
+            pairs, retained, unseen = forget.pairs.take(who), scene.after.train.take(who), controls.take(who)
+            found, percentiles = rank_pairs(theirs, mine, retained, pairs, withdrawn, K)
+            fresh = np.flatnonzero(np.isin(who, new))
+            for draw in range(draws):
+                if fresh.size:
+                    assert isinstance(scorer, FreshScorer)
+                    mine = mine.copy()
+                    mine[fresh] = scorer.fresh_scores(who[fresh], draw)
+                    part = mine[fresh]
+                    hidden = np.where(withdrawn, np.float32(-np.inf), part)
+                    again = rank_pairs(hidden, part, retained.take(fresh), pairs.take(fresh), withdrawn, K)
+                    for place, b in enumerate(fresh):
+                        # The mean over the draws, as it grows.
+                        share = 1.0 / (draw + 1)
+                        found[b] = (1.0 - share) * found[b] + share * again[0][place]
+                        percentiles[b] = (1.0 - share) * percentiles[b] + share * again[1][place]
+                attacked[draw].append((centred(mine, pairs, who), centred(mine, unseen, who)))
             recalls.append(found)
             places.extend(percentiles)
             owners.extend(np.full(place.size, user) for place, user in zip(percentiles, who, strict=True))
-            forgotten.append(centred(mine, pairs, who))
-            unseen.append(centred(mine, controls.take(who), who))
         staying = np.isin(users, scene.staying)
         if withdrawn.any():
             item_total += rank_items(raw[staying], withdrawn)
@@ -130,8 +160,7 @@ def _look(scorer: Scorer, scene: Scene) -> _Looked:
         percentiles=np.concatenate(places),
         owners=np.concatenate(owners),
         item_percentiles=item_total / scene.staying.size if scene.staying.size else np.full(item_total.size, np.nan),
-        forgotten=_join(forgotten),
-        unseen=_join(unseen),
+        attacked=[(_join([f for f, _ in fold]), _join([u for _, u in fold])) for fold in attacked],
         compared=np.concatenate(scores),
         top=np.concatenate(lists),
     )

@@ -65,12 +65,14 @@ class MeasureSettings(FromConfig):
     """How closely models are looked at. None of it depends on the model.
 
     ``distance_users`` retained users stand for all in the distance between predictions, ``fold_in_users`` deleted ones
-    are folded in (``fold_in``: how); ``bystander_share`` of the retained users are called bystanders.
+    are folded in (``fold_in``: how); ``bystander_share`` of the retained users are called bystanders, and
+    the new devices of deleted users are drawn ``fresh_draws`` times.
     """
 
     distance_users: int = 500
     fold_in_users: int = 500
     bystander_share: float = 0.1
+    fresh_draws: int = 10
     fold_in: FoldIn = field(default_factory=FoldIn)
     chunk_values: int = 4_000_000  # at most so many scores at once
 
