@@ -142,6 +142,9 @@ def _parser() -> argparse.ArgumentParser:
     unlearn.add_argument(
         "--verify", type=Path, metavar="RUN_DIR", help="check the audit log of a finished experiment, and stop"
     )
+    unlearn.add_argument(
+        "--recover", type=Path, metavar="RUN_DIR", help="close what a crash left open, say so in the log, and stop"
+    )
     unlearn.set_defaults(function=_unlearn)
 
     report = commands.add_parser("report", help="draw a run's report, or several side by side")
@@ -217,8 +220,11 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _unlearn(arguments: argparse.Namespace, console: Console) -> int:
-    from fedrec.experiment.unlearn_verify import verify_logs
+    from fedrec.experiment.unlearn_verify import recover_logs, verify_logs
 
+    if arguments.recover is not None:
+        console.print(_escape(recover_logs(arguments.recover)), highlight=False, soft_wrap=True)
+        return 0
     if arguments.verify is not None:
         text, whole = verify_logs(arguments.verify)
         console.print(_escape(text), highlight=False, soft_wrap=True)

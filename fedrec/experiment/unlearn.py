@@ -18,7 +18,8 @@ from fedrec.experiment.resources import ResourceMonitor
 from fedrec.experiment.run import fresh_directory, jsonable, write_json
 from fedrec.experiment.summary import versions
 from fedrec.experiment.unlearn_setup import Setup, prepare, run_configuration
-from fedrec.experiment.unlearn_strategy import Shared, StrategyRun, mean_cost
+from fedrec.experiment.unlearn_shared import Shared, mean_cost
+from fedrec.experiment.unlearn_strategy import StrategyRun
 from unlearning.audit import AuditLog
 from unlearning.purge import wipe
 from unlearning.requests import describe
@@ -142,7 +143,7 @@ def _strategies(setup: Setup, shared: Shared, folder: Path) -> dict[str, Any]:
             seed=setup.plan.seed, strategies=[name], versions=versions(),
         )  # fmt: skip
         run = StrategyRun(name, strategy, setup, shared, place, log)
-        run.receive()
+        run.evidence.receive()
         try:
             entry = run.run()
         except RunFailed as error:

@@ -6,7 +6,7 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ import numpy as np
 
 from fedrec.errors import RunFailed
 from fedrec.evaluation.ranking import Evaluator
-from fedrec.experiment.unlearn_golds import Gold, make_golds, relearn_curve, relearning
+from fedrec.experiment.unlearn_evidence import Evidence, entry_of, purge_notes
+from fedrec.experiment.unlearn_golds import Gold, relearn_curve, relearning
 from fedrec.experiment.unlearn_place import Place
 from fedrec.experiment.unlearn_setup import Setup
+from fedrec.experiment.unlearn_shared import Shared, mean_cost
 from fedrec.experiment.unlearn_stores import Store, open_store
-from unlearning.audit import AuditLog, Hashes, Scope
+from unlearning.audit import AuditLog
 from unlearning.purge import Needles, PurgeProof, purge_proof, wipe
-from unlearning.requests import Batch, Request, report_fields
+from unlearning.requests import Batch
 from unlearning.scorer import Scorer
 from unlearning.state import State, erase, stores
 from unlearning.strategies import Cost, Forgotten, Guarantee, Strategy, Task
@@ -40,33 +42,6 @@ from unlearning.verification import (
 
 
 @dataclass
-class Shared:
-    """What strategies share: the state that training ended in before the first request, and the golds by batch."""
-
-    scratch: Path
-    cache: Path | None
-    say: Callable[[str], None]
-    tell: Callable[[str], None]
-    trained: State | None = None
-    joined: State | None = None
-    golds: dict[int, list[Gold]] = field(default_factory=dict)
-    training: Cost = field(default_factory=Cost)
-
-    def golds_of(self, setup: Setup, number: int, batch: Batch, scene: Scene) -> list[Gold]:
-        """The golds of batch ``number``, made when they are first asked for."""
-        if number not in self.golds:
-            self.golds[number] = make_golds(
-                setup.federation, scene, batch.forgotten, batch.round, setup.settings.golds,
-                relearn=setup.settings.relearn_rounds, scratch=self.scratch, cache=self.cache,
-                workers=setup.settings.gold_workers, say=self.say,
-            )  # fmt: skip
-            found = self.golds[number]
-            cost, kept = mean_cost([gold.cost for gold in found]).cpu_s, sum(gold.cached for gold in found)
-            self.tell(f"golds for batch {number}: {len(found)} retrained, {cost:.1f} s of CPU each ({kept} kept ones)")
-        return self.golds[number]
-
-
-@dataclass
 class StrategyRun:
     """``folder`` is the strategy's own: its audit log, its state, its store."""
 
@@ -79,6 +54,7 @@ class StrategyRun:
 
     def __post_init__(self) -> None:
         self.place = Place(self.folder)
+        self.evidence = Evidence(self.name, self.setup, self.log, self.place)
         self.store: Store = open_store(self.strategy.store, self.place.store, self.setup.rounds)
         self.federation = self.setup.federation
         self.recommend: list[Callable[[Scorer], Scorer]] = []
@@ -100,7 +76,7 @@ class StrategyRun:
                 batches.append(entry)
             else:
                 state = self._welcome(batch, state)
-                batches.append(self._entry(batch, "passed", finished=datetime.now(UTC)))
+                batches.append(entry_of(batch, "passed", finished=datetime.now(UTC)))
         last = self.setup.batches[-1]
         state = self._train(state, self.setup.rounds, last)
         guarantees = {str(entry["guarantee"]) for entry in batches if entry.get("guarantee")}
@@ -166,7 +142,7 @@ class StrategyRun:
         before = measure(self._scorer(state, batch, before=True), scene)
         vectors = private_vectors(state, batch)
         stored = [history.needles(batch.forget.users) for history in self.store.histories(state)]
-        self._log_started(batch, state)
+        self.evidence.started(batch, state)
         began = time.perf_counter()
         try:
             made = self.strategy.forget(self._task(number, batch, state))
@@ -187,19 +163,19 @@ class StrategyRun:
             if failed(gates) and setup.settings.on_gate_fail == "retrain" and not isinstance(self.strategy, Retrain):
                 fallback, made, after, gates = self._fall_back(number, batch, state, scene, before, golds, made, gates)
         except BaseException as error:
-            self._log_failed(batch, str(error) or type(error).__name__)
+            self.evidence.failed(batch, str(error) or type(error).__name__)
             for leftover in self.folder.glob("work*"):
                 wipe(leftover)
             raise
         self.recommend += [made.recommend] if made.recommend else []
         state = self._commit(made, batch)
         proof = self._purge(batch, state, vectors, stored)
-        notes = [*made.notes, *self._notes(proof)]
+        notes = [*made.notes, *purge_notes(proof)]
         if not forgetting_was_judged(gates):
             notes.append("too little was forgotten, or held out, for any gate to tell whether it is: not judged")
         seconds = {"unlearn": unlearned, "judge": judged}
-        self._log_finished(batch, state, made.guarantee, gates, seconds, proof, fallback, notes)
-        entry = self._entry(
+        self.evidence.finished(batch, state, made.guarantee, gates, seconds, proof, fallback, notes)
+        entry = entry_of(
             batch, "failed" if failed(gates) or not proof.ok else "passed", finished=datetime.now(UTC),
             fallback=fallback, guarantee=str(made.guarantee), gates=gates, cost=made.cost, retraining=retraining,
             measured=measured(before, after, [gold.measurement for gold in golds]),
@@ -289,9 +265,9 @@ class StrategyRun:
 
     def _welcome(self, batch: Batch, state: State) -> State:
         """Users who come back bring their data; their devices start as new ones do."""
-        self._log_started(batch, state)
+        self.evidence.started(batch, state)
         self.federation.write(state.devices, batch.after)
-        self._log_finished(batch, state, Guarantee("exact"), [], {}, None, None, ["the users are back"])
+        self.evidence.finished(batch, state, Guarantee("exact"), [], {}, None, None, ["the users are back"])
         return state
 
     # -- looking ----------------------------------------------------------------------------------------------------
@@ -320,81 +296,6 @@ class StrategyRun:
             evaluator.add(chunk, np.ascontiguousarray(scorer.scores(chunk)))
         return dict(evaluator.sums().metrics("test"))
 
-    # -- evidence ---------------------------------------------------------------------------------------------------
-
-    def receive(self) -> None:
-        """Log every request as received."""
-        for batch in self.setup.batches:
-            for request in batch.requests:
-                forget = request.forget
-                users = request.returning if request.rejoin else forget.users
-                scope = Scope(int(users.size), int(forget.items.size), forget.size)
-                self.log.received(
-                    request.id, request.kind, subjects_of(self.setup, request), scope, request.received,
-                    request.deadline, at_round=request.at_round, rejoin=request.rejoin,
-                )  # fmt: skip
-
-    def _log_started(self, batch: Batch, state: State) -> None:
-        hashes = Hashes(*self.place.hashes(state))
-        for request in batch.requests:
-            self.log.started(request.id, self.name, seed=self.federation.seed, round=batch.round, before=hashes)
-
-    def _log_finished(
-        self, batch: Batch, state: State, guarantee: Guarantee, gates: list[Gate], seconds: dict[str, float],
-        proof: PurgeProof | None, fallback: str | None, notes: list[str],
-    ) -> None:  # fmt: skip
-        hashes = Hashes(*self.place.hashes(state))
-        for request in batch.requests:
-            self.log.finished(
-                request.id, self.name, after=hashes, guarantee=guarantee, gates=gates, seconds=seconds, purge=proof,
-                fallback=fallback, notes=notes,
-            )  # fmt: skip
-
-    def _log_failed(self, batch: Batch, reason: str) -> None:
-        for request in batch.requests:
-            self.log.failed(request.id, self.name, reason)
-
-    def _notes(self, proof: PurgeProof) -> list[str]:
-        if proof.ok:
-            return []
-        where = ", ".join(sorted({finding.file for finding in proof.findings})[:3])
-        return [f"the purge is not complete: {len(proof.findings)} places, first in {where}"]
-
-    def _entry(self, batch: Batch, verdict: str, *, finished: datetime, **more: Any) -> dict[str, Any]:
-        requests = [
-            {
-                **report_fields(request), "finished": finished.isoformat(timespec="seconds"),
-                "in_time": finished <= request.deadline,
-            }
-            for request in batch.requests
-        ]  # fmt: skip
-        forget = batch.forget
-        entry: dict[str, Any] = {
-            "round": batch.round, "kinds": sorted(batch.kinds), "returning": int(batch.returning.size),
-            "requests": requests, "verdict": verdict, "fallback": None,
-            "forgotten": {
-                "users": int(forget.users.size), "items": int(forget.items.size), "interactions": forget.size,
-                "affected_users": int(forget.affected.size),
-            },
-        }  # fmt: skip
-        for key, value in more.items():
-            if key == "gates":
-                value = [asdict(gate) for gate in value]
-            elif isinstance(value, Cost):
-                value = asdict(value)
-            entry[key] = value
-        return entry
-
-
-def subjects_of(setup: Setup, request: Request) -> list[str]:
-    """The data source's ids of whom or what a request is about; for single interactions, of their users."""
-    data, forget = setup.plan.data, request.forget
-    if request.rejoin:
-        return [str(data.user_ids[user]) for user in request.returning]
-    users = forget.users if request.kind != "interaction" else forget.affected
-    found = [str(data.user_ids[user]) for user in users]
-    return found + [f"item {data.item_ids[item]}" for item in forget.items]
-
 
 def private_vectors(state: State, batch: Batch) -> dict[str, Any]:
     """By tensor, what the devices of deleted users held: float32[n, width]."""
@@ -407,9 +308,3 @@ def private_vectors(state: State, batch: Batch) -> dict[str, Any]:
             if value[0].numel() >= 4:  # a single number is nobody's
                 found.setdefault(name, []).append(value.reshape(len(users), -1).numpy())
     return {name: np.concatenate(parts) for name, parts in found.items()}
-
-
-def mean_cost(costs: list[Cost]) -> Cost:
-    """The mean of several."""
-    total = sum(costs, Cost())
-    return Cost(*(value / max(len(costs), 1) for value in dataclasses.astuple(total)))

@@ -1,13 +1,16 @@
-"""`fedrec unlearn --verify`: is the evidence whole, and is every request that was started finished?"""
+"""`fedrec unlearn --verify` and `--recover`: is the evidence whole, and what became of unfinished requests?"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedrec.errors import DataError
-from unlearning.audit import verify
+from fedrec.experiment.unlearn_place import Place
+from unlearning.audit import AuditLog, audit_key, open_requests, verify
+from unlearning.purge import wipe
+from unlearning.state import State
 
 
 def verify_logs(run_dir: Path) -> tuple[str, bool]:
@@ -19,12 +22,9 @@ def verify_logs(run_dir: Path) -> tuple[str, bool]:
     Raises:
         DataError: no log is there.
     """
-    logs = sorted(run_dir.rglob("requests.jsonl")) if run_dir.is_dir() else []
-    if not logs:
-        raise DataError(f"{run_dir}: no requests.jsonl below it; name the directory that `fedrec unlearn` printed")
     known = _heads(run_dir)
     lines, whole = [], True
-    for log in logs:
+    for log in _logs(run_dir):
         name = str(log.relative_to(run_dir))
         said = known.get(name, {})
         found = verify(log, said.get("head"), said.get("lines"))
@@ -36,10 +36,51 @@ def verify_logs(run_dir: Path) -> tuple[str, bool]:
         for open_one in found.open:
             lines.append(
                 f"  {open_one.request}: {open_one.strategy} started it at {open_one.since:%Y-%m-%d %H:%M:%S} UTC and "
-                f"did not finish; the state that counts is {_current(log.parent)}"
+                f"did not finish; the state that counts is {_current(log.parent)} (fedrec unlearn --recover {run_dir})"
             )
         whole &= found.ok and not found.open
     return "\n".join(lines), whole
+
+
+def recover_logs(run_dir: Path, key_file: Path | None = None) -> str:
+    """Close the requests that a crash left open, and wipe what they left lying about; what was done, in words.
+
+    The log gets a line for each: the state that counts is the old one where its hash is the one that was logged when
+    the request was started, the new one otherwise.
+
+    Raises:
+        DataError: no log is there, or one is broken, or was written with another key.
+    """
+    said = []
+    for log in _logs(run_dir):
+        audit = AuditLog.open(log, audit_key(key_file))
+        place = Place(log.parent)
+        for left in open_requests(log):
+            state = _which(place, log, left.request)
+            why = "the process ended in the middle of the request"
+            audit.recovered(left.request, left.strategy, why, state)
+            said.append(f"{log.relative_to(run_dir)}: {left.request} was not finished; the {state} state counts")
+        leftovers = [*log.parent.glob("work*"), *run_dir.parent.glob(f".{run_dir.name}.scratch")]
+        leftovers += [path for path in log.parent.glob("state-*") if path.name != place.current]
+        for path in leftovers:
+            wipe(path)
+            said.append(f"{path.name}: wiped")
+    return "\n".join(said) or "nothing was left open"
+
+
+def _which(place: Place, log: Path, request: str) -> Literal["old", "new"]:
+    if place.current is None:
+        return "old"
+    lines = [line for line in verify(log).lines if line["event"] == "started" and line["request"] == request]
+    state = State.load(place.folder / place.current)
+    return "old" if place.hashes(state)[1] == lines[-1]["before"]["checkpoint"] else "new"
+
+
+def _logs(run_dir: Path) -> list[Path]:
+    logs = sorted(run_dir.rglob("requests.jsonl")) if run_dir.is_dir() else []
+    if not logs:
+        raise DataError(f"{run_dir}: no requests.jsonl below it; name the directory that `fedrec unlearn` printed")
+    return logs
 
 
 def _heads(run_dir: Path) -> dict[str, dict[str, Any]]:

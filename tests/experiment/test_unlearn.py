@@ -219,6 +219,12 @@ def test_a_kill_in_the_middle_of_a_request_leaves_the_old_state_and_the_log_says
     assert re.search(
         rf"r: reverse_bpr started it .* did not finish; the state that counts is {head['state']}", done.stdout
     )
+    assert main(["unlearn", "--recover", str(log.parent)]) == 0
+    last = json.loads(log.read_text().splitlines()[-1])
+    assert (last["event"], last["request"], last["state"]) == ("recovered", "r", "old")
+    assert main(["unlearn", "--verify", str(log.parent)]) == 0
+    assert {path.name for path in log.parent.glob("*/")} == {head["state"]}
+    assert not list(log.parent.parent.glob(".*.scratch"))
 
 
 @dataclass(frozen=True)
