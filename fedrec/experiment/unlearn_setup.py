@@ -103,19 +103,22 @@ def prepare(config: Config) -> Setup:
                     f"unlearning.requests: {request.id} is of kind {request.kind}, which {name} does not support (it "
                     f"supports {', '.join(sorted(strategy.supports))}); write unlearning=reverse_bpr"
                 )
-    federation = _federation(plan, joined)
+    federation = _federation(plan, joined, source)
     for strategy in settings.strategies.values():
         strategy.check_texts(federation.item_texts, federation.genres)
     return Setup(plan, settings, federation, split, batches, key, source)
 
 
-def _federation(plan: Plan, joined: Int64 | None) -> Federation:
+def _federation(plan: Plan, joined: Int64 | None, source: State | None) -> Federation:
+    settings = client_settings(plan)
+    if source is not None:  # private state lies in the files of the nodes that the run had
+        settings["n_nodes"] = Workspace.open(source.devices).settings.n_nodes
     texts, genres = item_texts(plan.data) or (None, None)
     problem = Problem(plan.data.n_users, plan.data.n_items, plan.seed, plan.features)
     return Federation(
         algorithm_config=plan.config["algorithm"],
         protocol=protocol_dict(plan.splits[0][0]),
-        settings=client_settings(plan),
+        settings=settings,
         federation=dataclasses.replace(plan.federation, patience=0),
         evaluation=plan.evaluation,
         runner=plan.runner,

@@ -57,7 +57,10 @@ class StrategyRun:
         self.evidence = Evidence(self.name, self.setup, self.log, self.place)
         self.store: Store = open_store(self.strategy.store, self.place.store, self.setup.rounds)
         self.federation = self.setup.federation
-        self.recommend: list[Callable[[Scorer], Scorer]] = []
+        self.recommend: Callable[[Scorer], Scorer] | None = (
+            None  # a later request's takes the place of an earlier one's
+        )
+        self.stored = 0
         self.joined: State | None = None
 
     def run(self) -> dict[str, Any]:
@@ -79,10 +82,11 @@ class StrategyRun:
                 batches.append(entry_of(batch, "passed", finished=datetime.now(UTC)))
         last = self.setup.batches[-1]
         state = self._train(state, self.setup.rounds, last)
+        self.stored = max(self.stored, self.store.bytes(state))
         guarantees = {str(entry["guarantee"]) for entry in batches if entry.get("guarantee")}
         return {
             "guarantee": next(iter(guarantees)) if len(guarantees) == 1 else self.strategy.promise,
-            "store": {"where": self.store.where, "bytes": self.store.bytes(state)},
+            "store": {"where": self.store.where, "bytes": self.stored, "bytes_left": self.store.bytes(state)},
             "seconds": time.perf_counter() - began,
             "failed_gates": sum(gate["passed"] is False for entry in batches for gate in entry.get("gates", ())),
             "test": self._test(state, last),
@@ -141,6 +145,7 @@ class StrategyRun:
         self.shared.say(f"{self.name}: {', '.join(request.id for request in batch.requests)}")
         before = measure(self._scorer(state, batch, before=True), scene)
         vectors = private_vectors(state, batch)
+        self.stored = max(self.stored, self.store.bytes(state))
         stored = [history.needles(batch.forget.users) for history in self.store.histories(state)]
         self.evidence.started(batch, state)
         began = time.perf_counter()
@@ -167,7 +172,7 @@ class StrategyRun:
             for leftover in self.folder.glob("work*"):
                 wipe(leftover)
             raise
-        self.recommend += [made.recommend] if made.recommend else []
+        self.recommend = made.recommend
         state = self._commit(made, batch)
         proof = self._purge(batch, state, vectors, stored)
         notes = [*made.notes, *purge_notes(proof)]
@@ -280,15 +285,14 @@ class StrategyRun:
     ) -> Scorer:
         split = batch.before if before else batch.after
         found: Scorer = self.federation.scorer(state, split, None if before else batch.forgotten)
-        for wrap in [*self.recommend, *([extra] if extra else [])]:
-            found = wrap(found)
-        return found
+        wrap = extra or (self.recommend if before else None)
+        return wrap(found) if wrap else found
 
     def _test(self, state: State, batch: Batch) -> dict[str, float]:
         """The last model's metrics on the test part, as the run's protocol ranks."""
         plan, split = self.setup.plan, batch.after
         evaluator = Evaluator(split, plan.protocol, self.federation.seed)
-        scorer = self._scorer(state, batch)
+        scorer = self._scorer(state, batch, extra=self.recommend)
         users = np.flatnonzero(split.test.counts).astype(np.int64)
         block = max(1, 4_000_000 // split.n_items)
         for start in range(0, users.size, block):

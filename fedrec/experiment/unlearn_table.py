@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -32,7 +33,11 @@ _DASH = "–"
 _MARKS = {True: "✓", False: "✗", None: _DASH}
 _GOLD_NOTE = "gold is the mean of models retrained without the forgotten data."
 _STYLES = {True: "green", False: "bold red", None: "dim"}
-_BROKEN = {"percentile": "perc-\nentile", "time": "time\nshare"}
+_BROKEN = {
+    "percentile": "perc.", "time": "time", "member AUC": "MIA", "fold-in AUC": "fold\nin", "guarantee": "prom-\nise",
+}  # fmt: skip
+_WORDS = {"approximate": "approx.", "filter only": "filter", " failed": " ✗", " of ": "/", "passed": "✓", "gold (retrained)": "gold"}
+_SHORT = re.compile("|".join(map(re.escape, _WORDS)))
 HEAD = ("measure", "before", "after", "gold", "limit", "")
 
 
@@ -132,10 +137,10 @@ def comparison_tables(record: UnlearningRecord) -> list[Table]:
         for place, name in enumerate(COLUMNS):
             table.add_column(
                 _BROKEN.get(name, name.replace(" ", "\n", 1)), justify="right" if 0 < place < 9 else "left",
-                overflow="fold", no_wrap=0 < place < 9, max_width=14 if place >= 9 else None,
+                overflow="fold", no_wrap=place > 0, min_width=12 if not place else None,
             )  # fmt: skip
         for place, row in enumerate(rows):
-            texts = [Text(cell) for cell in row.cells()]
+            texts = [Text(_SHORT.sub(lambda found: _WORDS[found[0]], cell)) for cell in row.cells()]
             if row.reference is False:
                 texts[-1].stylize("green" if row.verdict == "passed" else "bold red")
             last = row.reference and not rows[min(place + 1, len(rows) - 1)].reference

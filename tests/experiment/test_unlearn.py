@@ -143,6 +143,7 @@ def test_no_file_holds_what_a_forgotten_user_had(strategy: str, tmp_path: Path) 
     assert not planted(result.run_dir, held)
     entry = result.summary["unlearning"]["strategies"][strategy]
     assert entry["store"]["where"] == {"reverse_bpr": "none", "fru": "client"}.get(strategy, "server")
+    assert entry["store"]["bytes"] >= entry["store"]["bytes_left"]
     assert (entry["store"]["bytes"] > 0) == (strategy != "reverse_bpr")
     assert entry["batches"][0]["purge"]["ok"]
     after = State.load(Path(entry["state"]))

@@ -166,7 +166,7 @@ def test_side_by_side_every_strategy_has_one_line_a_kind_below_gold_and_before()
     users, items = text.split("Strategies side by side: items")
     for name in AFTER["user"]:
         assert sum(line.startswith(f"{name} ") for line in users.splitlines()) == 1
-    assert {line.split()[0] for line in items.splitlines() if " approximate " in line} == {"reverse_bpr", "delete_rows"}
+    assert {line.split()[0] for line in items.splitlines() if " approx. " in line} == {"reverse_bpr", "delete_rows"}
     line = next(line for line in users.splitlines() if line.startswith("fru ")).split()
     assert line[1:8] == ["0.973", "0.969", "0.121", "0.507", "0.519", "0.868", "0.17"]
     assert "31.0 MB" in next(line for line in users.splitlines() if line.startswith("fru "))
