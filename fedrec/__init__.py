@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedrec.data import Interactions
     from fedrec.experiment.result import RunResult
-    from fedrec.experiment.unlearn import UnlearnResult
+    from fedrec.experiment.unlearn.experiment import UnlearnResult
 
 __all__ = ["load_dataset", "run", "unlearn"]
 
@@ -73,7 +73,7 @@ def unlearn(*overrides: str, quiet: bool = True) -> UnlearnResult:
     from rich.console import Console
 
     from fedrec.experiment.config import load_config
-    from fedrec.experiment.unlearn import unlearn_experiment, write_account
+    from fedrec.experiment.unlearn.experiment import unlearn_experiment, write_account
 
     result = unlearn_experiment(load_config(overrides), Console(quiet=quiet))
     write_account(result)

@@ -220,7 +220,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _unlearn(arguments: argparse.Namespace, console: Console) -> int:
-    from fedrec.experiment.unlearn_verify import recover_logs, verify_logs
+    from fedrec.experiment.unlearn.verify import recover_logs, verify_logs
 
     if arguments.recover is not None:
         console.print(_escape(recover_logs(arguments.recover)), highlight=False, soft_wrap=True)
@@ -230,8 +230,8 @@ def _unlearn(arguments: argparse.Namespace, console: Console) -> int:
         console.print(_escape(text), highlight=False, soft_wrap=True)
         return 0 if whole else 1
     from fedrec.experiment.config import load_config
-    from fedrec.experiment.unlearn import unlearn_experiment, write_account
-    from fedrec.experiment.unlearn_table import unlearn_tables
+    from fedrec.experiment.unlearn.experiment import unlearn_experiment, write_account
+    from fedrec.experiment.unlearn.table import unlearn_tables
 
     config = load_config(arguments.overrides)
     if not config["unlearning"]["strategies"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
-from fedrec.experiment import plots, report_charts, report_privacy, report_sections, unlearn_report, unlearn_sections
+from fedrec.experiment import plots, report_charts, report_privacy, report_sections
 from fedrec.experiment.console import (
     COLUMNS,
     Ranking,
@@ -19,6 +19,8 @@ from fedrec.experiment.console import (
 )
 from fedrec.experiment.report import RunRecord
 from fedrec.experiment.report_sections import RANKING, esc
+from fedrec.experiment.unlearn import report as unlearn_report
+from fedrec.experiment.unlearn import sections as unlearn_sections
 
 
 def page(records: Sequence[RunRecord]) -> tuple[str, str]:

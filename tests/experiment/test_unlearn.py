@@ -18,8 +18,8 @@ import pytest
 
 from fedrec.cli import main
 from fedrec.experiment.config import load_config
-from fedrec.experiment.unlearn import unlearn_experiment
-from fedrec.experiment.unlearn_setup import prepare
+from fedrec.experiment.unlearn.experiment import unlearn_experiment
+from fedrec.experiment.unlearn.setup import prepare
 from tests.unlearning.small import vectors
 from unlearning.purge import planted
 from unlearning.state import State

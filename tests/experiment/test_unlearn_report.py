@@ -26,16 +26,18 @@ from fedrec.algorithms.fedmf import FedMF
 from fedrec.data.interactions import UserItems
 from fedrec.data.split import Split
 from fedrec.errors import ConfigError
-from fedrec.experiment import report_pages, unlearn_lines, unlearn_panels
+from fedrec.experiment import report_pages
 from fedrec.experiment.console import markdown_cell
 from fedrec.experiment.report import RunRecord, label_runs, read_run
-from fedrec.experiment.unlearn_plots import PAGE, draw, groups_of, write_pictures
-from fedrec.experiment.unlearn_reading import bounds_of, guarantee_text, read_unlearning
-from fedrec.experiment.unlearn_record import UnlearningRecord
-from fedrec.experiment.unlearn_report import render_unlearn_report, write_unlearn_report
-from fedrec.experiment.unlearn_sections import unlearning
-from fedrec.experiment.unlearn_table import unlearn_csv, unlearn_markdown, unlearn_tables
-from fedrec.experiment.unlearn_words import verdict_sentence
+from fedrec.experiment.unlearn import lines as unlearn_lines
+from fedrec.experiment.unlearn import panels as unlearn_panels
+from fedrec.experiment.unlearn.plots import PAGE, draw, groups_of, write_pictures
+from fedrec.experiment.unlearn.reading import bounds_of, guarantee_text, read_unlearning
+from fedrec.experiment.unlearn.record import UnlearningRecord
+from fedrec.experiment.unlearn.report import render_unlearn_report, write_unlearn_report
+from fedrec.experiment.unlearn.sections import unlearning
+from fedrec.experiment.unlearn.table import unlearn_csv, unlearn_markdown, unlearn_tables
+from fedrec.experiment.unlearn.words import verdict_sentence
 from tests.experiment.test_report import Page
 from tests.experiment.unlearning_documents import (
     AFTER,

@@ -15,12 +15,12 @@ import numpy as np
 
 from fedrec.errors import RunFailed
 from fedrec.evaluation.ranking import Evaluator
-from fedrec.experiment.unlearn_evidence import Evidence, entry_of, purge_notes
-from fedrec.experiment.unlearn_golds import Gold, relearn_curve, relearning
-from fedrec.experiment.unlearn_place import Place
-from fedrec.experiment.unlearn_setup import Setup
-from fedrec.experiment.unlearn_shared import Shared, mean_cost
-from fedrec.experiment.unlearn_stores import Store, open_store
+from fedrec.experiment.unlearn.evidence import Evidence, entry_of, purge_notes
+from fedrec.experiment.unlearn.golds import Gold, relearn_curve, relearning
+from fedrec.experiment.unlearn.place import Place
+from fedrec.experiment.unlearn.setup import Setup
+from fedrec.experiment.unlearn.shared import Shared, mean_cost
+from fedrec.experiment.unlearn.stores import Store, open_store
 from unlearning.audit import AuditLog
 from unlearning.purge import Needles, PurgeProof, purge_proof, wipe
 from unlearning.requests import Batch

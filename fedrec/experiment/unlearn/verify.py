@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedrec.errors import DataError
-from fedrec.experiment.unlearn_place import Place
+from fedrec.experiment.unlearn.place import Place
 from unlearning.audit import AuditLog, audit_key, open_requests, verify
 from unlearning.purge import wipe
 from unlearning.state import State

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fedrec.experiment.console import number, part
-from fedrec.experiment.unlearn_record import BatchRecord, GateRow, RequestRow, StrategyRecord, UnlearningRecord
+from fedrec.experiment.unlearn.record import BatchRecord, GateRow, RequestRow, StrategyRecord, UnlearningRecord
 
 
 def read_unlearning(document: Mapping[str, Any]) -> UnlearningRecord | None:

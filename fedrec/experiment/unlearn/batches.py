@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fedrec.experiment import unlearn_lines, unlearn_plots
 from fedrec.experiment.console import format_bytes, format_count, format_seconds, number
 from fedrec.experiment.report_sections import charts, esc, facts, figure
-from fedrec.experiment.unlearn_panels import Group
-from fedrec.experiment.unlearn_record import BatchRecord, StrategyRecord, UnlearningRecord
-from fedrec.experiment.unlearn_table import cells, share_text, value_text
-from fedrec.experiment.unlearn_words import counted, forgotten_text, scope
+from fedrec.experiment.unlearn import lines, plots
+from fedrec.experiment.unlearn.panels import Group
+from fedrec.experiment.unlearn.record import BatchRecord, StrategyRecord, UnlearningRecord
+from fedrec.experiment.unlearn.table import cells, share_text, value_text
+from fedrec.experiment.unlearn.words import counted, forgotten_text, scope
 
 _GATES = {True: ("", "passed"), False: ("bad", "failed"), None: ("warn", "reported")}
 
@@ -60,7 +60,7 @@ def gate_table(batch: BatchRecord) -> str:
 
 
 def _batch_figures(batch: BatchRecord, salt: str) -> Iterable[str]:
-    if unlearn_lines.has_percentiles(batch):
+    if lines.has_percentiles(batch):
         means = [
             f"{word} {value_text('percentile', value)}"
             for word, value in (("before", batch.before.get("percentile")), ("after", batch.value("percentile")),
@@ -68,15 +68,15 @@ def _batch_figures(batch: BatchRecord, salt: str) -> Iterable[str]:
             if value is not None
         ]  # fmt: skip
         alt = "Where the forgotten stand in their users' rankings" + (f", means: {', '.join(means)}" if means else "")
-        svg = unlearn_plots.percentiles_svg(f"{salt}-percentiles", f"{alt}.", [Group("after", 0, (batch,))])
+        svg = plots.percentiles_svg(f"{salt}-percentiles", f"{alt}.", [Group("after", 0, (batch,))])
         yield figure("Percentiles of the forgotten", svg, "0: recommended last; 1: recommended first.")
-    if unlearn_lines.has_trace(batch):
+    if lines.has_trace(batch):
         last = batch.trace[-1]
         ends = [f"{word} {found:.3f}" for word, key in (("forgotten", "forget_margin"), ("unseen", "unseen_margin"))
                 if (found := number(last.get(key))) is not None]  # fmt: skip
         phases = dict.fromkeys(str(entry.get("phase") or "") for entry in batch.trace)
         alt = f"Mean margins over {len(batch.trace)} rounds of unlearning ({', then '.join(phases)})"
-        svg = unlearn_plots.trace_svg(f"{salt}-trace", alt + (f", at last: {', '.join(ends)}." if ends else "."), batch)
+        svg = plots.trace_svg(f"{salt}-trace", alt + (f", at last: {', '.join(ends)}." if ends else "."), batch)
         note = "Scores of forgotten pairs and of pairs never trained on, each above its user's mean score."
         yield figure("Rounds of unlearning", svg, note)
 

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedrec.experiment.budgets_plot import Palette
-from fedrec.experiment.unlearn_record import BatchRecord, mean_of
+from fedrec.experiment.unlearn.record import BatchRecord, mean_of
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h", "p", "<")
 UTILITY = "retain_ndcg@20"

@@ -20,7 +20,7 @@ from fedrec.data.split import Split
 from fedrec.errors import ConfigError, DataError
 from fedrec.experiment.config import Config
 from fedrec.experiment.plan import Plan
-from fedrec.experiment.unlearn_settings import UnlearnSettings
+from fedrec.experiment.unlearn.settings import UnlearnSettings
 from fedrec.experiment.workspace import client_settings, protocol_dict
 from privacy.ledger_file import parse
 from unlearning.audit import audit_key, verify

@@ -1,6 +1,6 @@
 """The report of an unlearning experiment: the verdict first, then requests and gates, at the end the model itself.
 
-One self-contained page in the style of ``report``; its account of the requests is ``unlearn_sections.unlearning``.
+One self-contained page in the style of ``report``; its account of the requests is ``sections.unlearning``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from fedrec.experiment import report_charts, report_privacy, report_sections
 from fedrec.experiment.console import name_of
 from fedrec.experiment.report import RunRecord, label_runs, read_run
 from fedrec.experiment.report_sections import esc
-from fedrec.experiment.unlearn_reading import read_unlearning
-from fedrec.experiment.unlearn_sections import unlearning
+from fedrec.experiment.unlearn.reading import read_unlearning
+from fedrec.experiment.unlearn.sections import unlearning
 
 
 def page(record: RunRecord) -> tuple[str, str]:

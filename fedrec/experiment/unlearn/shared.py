@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedrec.experiment.unlearn_golds import Gold, make_golds
-from fedrec.experiment.unlearn_setup import Setup
+from fedrec.experiment.unlearn.golds import Gold, make_golds
+from fedrec.experiment.unlearn.setup import Setup
 from unlearning.requests import Batch
 from unlearning.state import State
 from unlearning.strategies import Cost

@@ -16,12 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fedrec.experiment import plots, unlearn_lines, unlearn_panels
+from fedrec.experiment import plots
 from fedrec.experiment.budgets_plot import PAPER, Palette
 from fedrec.experiment.console import name_of
-from fedrec.experiment.unlearn_panels import Group
-from fedrec.experiment.unlearn_reading import read_unlearning
-from fedrec.experiment.unlearn_record import BatchRecord, RequestRow, UnlearningRecord, kinds_label
+from fedrec.experiment.unlearn import lines, panels
+from fedrec.experiment.unlearn.panels import Group
+from fedrec.experiment.unlearn.reading import read_unlearning
+from fedrec.experiment.unlearn.record import BatchRecord, RequestRow, UnlearningRecord, kinds_label
 
 PAGE = Palette(plots.INK, plots.MUTED, plots.GRID, plots.PAPER, plots.SERIES)
 _WIDTH = 9.0  # inches; at 900 pixels a point of the font is 1.39 pixels
@@ -49,7 +50,7 @@ def draw(document: Mapping[str, Any], palette: Palette = PAPER) -> Figure | None
         return None
     several = len(record.strategies) > 1
     columns = {kinds: groups for kinds, groups in groups_of(record).items()
-               if unlearn_panels.can_place(batch for group in groups for batch in group.batches)}  # fmt: skip
+               if panels.can_place(batch for group in groups for batch in group.batches)}  # fmt: skip
     if not columns:
         return None
     with matplotlib.style.context(["default", {**plots.STYLE, **style_of(palette)}]):
@@ -85,17 +86,17 @@ def _beside(figure: Figure, groups: Sequence[Group], palette: Palette, several: 
     for place, (kind, chosen) in enumerate(rows):
         axes = figure.add_subplot(grid[place, 1], sharex=shared if kind == "percentiles" else None)
         if kind == "prices":
-            unlearn_lines.prices(axes, chosen, palette)
+            lines.prices(axes, chosen, palette)
             axes.set_title("its price (hollow: a gate failed)", **_SMALL, color=palette.ink)
         elif kind == "drift":
-            unlearn_lines.drift(axes, chosen[0], palette)
+            lines.drift(axes, chosen[0], palette)
             axes.set_title("request after request", **_SMALL, color=palette.ink)
         elif kind == "trace":
-            unlearn_lines.trace(axes, chosen[0].batches[0], palette)
+            lines.trace(axes, chosen[0].batches[0], palette)
             axes.set_title("", **_SMALL)
         else:
             last = place + 1 == len(rows) or rows[place + 1][0] != "percentiles"
-            unlearn_lines.percentiles(axes, chosen, palette, legend=shared is None)
+            lines.percentiles(axes, chosen, palette, legend=shared is None)
             shared = axes
             label = chosen[0].label if len(groups) > 1 else "rank of the forgotten"
             label += ", last request" if any(kind == "drift" for kind, _ in rows) else ""
@@ -110,14 +111,14 @@ _SMALL: dict[str, Any] = {"fontsize": 9.6, "loc": "left"}
 
 def _right(groups: Sequence[Group], several: bool) -> list[tuple[str, list[Group]]]:
     if not several and (long := [group for group in groups if len(group.batches) >= _MANY]):
-        drawn = [group for group in long if any(map(unlearn_lines.has_percentiles, group.batches))]
+        drawn = [group for group in long if any(map(lines.has_percentiles, group.batches))]
         return [("drift", [long[0]]), *([("percentiles", [_last(drawn[0])])] if drawn else [])]
-    ranked = [group for group in groups if any(map(unlearn_lines.has_percentiles, group.batches))]
+    ranked = [group for group in groups if any(map(lines.has_percentiles, group.batches))]
     if several:
-        priced = [group for group in groups if unlearn_lines.has_price(group)]
+        priced = [group for group in groups if lines.has_price(group)]
         return [("prices", priced)] if priced else []
     rows: list[tuple[str, list[Group]]] = [("percentiles", [group]) for group in ranked[:3]]
-    traced = [group for group in groups if unlearn_lines.has_trace(group.batches[0])]
+    traced = [group for group in groups if lines.has_trace(group.batches[0])]
     return [*rows, ("trace", [traced[0]])] if len(rows) < 2 and traced else rows
 
 
@@ -126,7 +127,7 @@ def _last(group: Group) -> Group:
 
 
 def _forgetting(axes: Axes, groups: Sequence[Group], palette: Palette, heading: str, ticks: int = 5) -> None:
-    unlearn_panels.forgetting(axes, groups, palette, ticks)
+    panels.forgetting(axes, groups, palette, ticks)
     axes.set_title(heading, **_SMALL, color=palette.ink)
 
 
@@ -134,7 +135,7 @@ def _legend(figure: Figure, shown: Sequence[tuple[str, int]], columns: Mapping[A
             palette: Palette, across: int = 7) -> None:  # fmt: skip
     """What the marks mean, below all panels, in as few equal lines as fit."""
     batches = [batch for own in columns.values() for group in own for batch in group.batches]
-    names = {name for own in columns.values() for name in unlearn_panels.attacks_of(b for g in own for b in g.batches)}
+    names = {name for own in columns.values() for name in panels.attacks_of(b for g in own for b in g.batches)}
     plain: dict[str, Any] = {"linestyle": "none", "markersize": 6.5}
     handles = [Line2D([], [], marker="*", color=palette.ink, label="gold ± sd", **plain | {"markersize": 9})]
     if any(batch.before for batch in batches):
@@ -186,28 +187,28 @@ def utility_svg(name: str, alt: str, groups: Sequence[Group]) -> str:
     """Forgetting against utility; the legend stands below the axes."""
     with matplotlib.style.context(["default", {**plots.STYLE, **style_of(PAGE)}]):
         figure = Figure(figsize=(390 / 72, 330 / 72), layout="constrained")
-        unlearn_panels.forgetting(figure.add_subplot(), groups, PAGE)
+        panels.forgetting(figure.add_subplot(), groups, PAGE)
         _legend(figure, [(group.label, group.style) for group in groups], {"": groups}, PAGE, across=4)
         return plots.as_svg(figure, name, alt)
 
 
 def percentiles_svg(name: str, alt: str, groups: Sequence[Group]) -> str:
-    return _svg(name, alt, 215, lambda axes: unlearn_lines.percentiles(axes, groups, PAGE))
+    return _svg(name, alt, 215, lambda axes: lines.percentiles(axes, groups, PAGE))
 
 
 def trace_svg(name: str, alt: str, batch: BatchRecord) -> str:
-    return _svg(name, alt, 215, lambda axes: unlearn_lines.trace(axes, batch, PAGE))
+    return _svg(name, alt, 215, lambda axes: lines.trace(axes, batch, PAGE))
 
 
 def timeline_svg(name: str, alt: str, requests: Sequence[RequestRow]) -> str:
     rows = min(len(requests), 60)
     return _svg(name, alt, 45 + (21 if rows <= 24 else 11) * rows,
-                lambda axes: unlearn_lines.timeline(axes, requests, PAGE))  # fmt: skip
+                lambda axes: lines.timeline(axes, requests, PAGE))  # fmt: skip
 
 
 def drift_svg(name: str, alt: str, group: Group) -> str:
-    return _svg(name, alt, 230, lambda axes: unlearn_lines.drift(axes, group, PAGE))
+    return _svg(name, alt, 230, lambda axes: lines.drift(axes, group, PAGE))
 
 
 def prices_svg(name: str, alt: str, groups: Sequence[Group]) -> str:
-    return _svg(name, alt, 60 + 22 * len(groups), lambda axes: unlearn_lines.prices(axes, groups, PAGE))
+    return _svg(name, alt, 60 + 22 * len(groups), lambda axes: lines.prices(axes, groups, PAGE))

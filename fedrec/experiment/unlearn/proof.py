@@ -5,8 +5,8 @@ from __future__ import annotations
 from fedrec.experiment.console import format_count, format_metric, format_seconds, number, part
 from fedrec.experiment.report import RunRecord
 from fedrec.experiment.report_sections import esc, facts, pretty
-from fedrec.experiment.unlearn_record import UnlearningRecord
-from fedrec.experiment.unlearn_words import NOT_COVERED, counted, store_text
+from fedrec.experiment.unlearn.record import UnlearningRecord
+from fedrec.experiment.unlearn.words import NOT_COVERED, counted, store_text
 
 _MEANS = {
     "exact": "the model is what training without the data gives",

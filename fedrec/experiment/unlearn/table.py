@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fedrec.experiment.console import format_bytes, format_count, format_seconds, markdown_cell
-from fedrec.experiment.unlearn_compare import COLUMNS, Compared, compare
-from fedrec.experiment.unlearn_reading import read_unlearning
-from fedrec.experiment.unlearn_record import (
+from fedrec.experiment.unlearn.compare import COLUMNS, Compared, compare
+from fedrec.experiment.unlearn.reading import read_unlearning
+from fedrec.experiment.unlearn.record import (
     BatchRecord,
     Row,
     StrategyRecord,
@@ -27,7 +27,7 @@ from fedrec.experiment.unlearn_record import (
     kinds_label,
     label_of,
 )
-from fedrec.experiment.unlearn_words import failure_lines, scope, verdict_sentence
+from fedrec.experiment.unlearn.words import failure_lines, scope, verdict_sentence
 
 _DASH = "–"
 _MARKS = {True: "✓", False: "✗", None: _DASH}
@@ -36,7 +36,14 @@ _STYLES = {True: "green", False: "bold red", None: "dim"}
 _BROKEN = {
     "percentile": "perc.", "time": "time", "member AUC": "MIA", "fold-in AUC": "fold\nin", "guarantee": "prom-\nise",
 }  # fmt: skip
-_WORDS = {"approximate": "approx.", "filter only": "filter", " failed": " ✗", " of ": "/", "passed": "✓", "gold (retrained)": "gold"}
+_WORDS = {
+    "approximate": "approx.",
+    "filter only": "filter",
+    " failed": " ✗",
+    " of ": "/",
+    "passed": "✓",
+    "gold (retrained)": "gold",
+}
 _SHORT = re.compile("|".join(map(re.escape, _WORDS)))
 HEAD = ("measure", "before", "after", "gold", "limit", "")
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedrec.experiment.console import format_bytes
-from fedrec.experiment.unlearn_record import BatchRecord, StrategyRecord, UnlearningRecord, mean_of
+from fedrec.experiment.unlearn.record import BatchRecord, StrategyRecord, UnlearningRecord, mean_of
 
 _DASH = "–"
 COLUMNS = ("strategy", "retain R@20", "retain N@20", "forget R@20", "member AUC", "fold-in AUC", "percentile",

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from fedrec.experiment.unlearn_place import Place
-from fedrec.experiment.unlearn_setup import Setup
+from fedrec.experiment.unlearn.place import Place
+from fedrec.experiment.unlearn.setup import Setup
 from unlearning.audit import AuditLog, Hashes, Scope
 from unlearning.purge import PurgeProof
 from unlearning.requests import Batch, Request, report_fields

@@ -17,9 +17,9 @@ from fedrec.experiment.config import Config
 from fedrec.experiment.resources import ResourceMonitor
 from fedrec.experiment.run import fresh_directory, jsonable, write_json
 from fedrec.experiment.summary import versions
-from fedrec.experiment.unlearn_setup import Setup, prepare, run_configuration
-from fedrec.experiment.unlearn_shared import Shared, mean_cost
-from fedrec.experiment.unlearn_strategy import StrategyRun
+from fedrec.experiment.unlearn.setup import Setup, prepare, run_configuration
+from fedrec.experiment.unlearn.shared import Shared, mean_cost
+from fedrec.experiment.unlearn.strategy import StrategyRun
 from unlearning.audit import AuditLog
 from unlearning.purge import wipe
 from unlearning.requests import describe
@@ -108,9 +108,9 @@ def unlearn_experiment(config: Config, console: Console | None = None) -> Unlear
 def write_account(result: UnlearnResult) -> None:
     """Tables (Markdown, CSV), pictures and the page, into the run directory."""
     # Drawing takes a second to import.
-    from fedrec.experiment.unlearn_plots import write_pictures
-    from fedrec.experiment.unlearn_report import write_unlearn_report
-    from fedrec.experiment.unlearn_table import unlearn_csv, unlearn_markdown
+    from fedrec.experiment.unlearn.plots import write_pictures
+    from fedrec.experiment.unlearn.report import write_unlearn_report
+    from fedrec.experiment.unlearn.table import unlearn_csv, unlearn_markdown
 
     (result.run_dir / "unlearning.md").write_text(unlearn_markdown(result.summary))
     (result.run_dir / "unlearning.csv").write_text(unlearn_csv(result.summary))

@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from fedrec.experiment import unlearn_lines, unlearn_panels, unlearn_plots
 from fedrec.experiment.report import RunRecord
 from fedrec.experiment.report_sections import charts, esc, figure, tree
-from fedrec.experiment.unlearn_batches import batch_section, costs
-from fedrec.experiment.unlearn_compare import COLUMNS, compare
-from fedrec.experiment.unlearn_panels import Group
-from fedrec.experiment.unlearn_proof import audit, finals, golds, guarantees, not_covered
-from fedrec.experiment.unlearn_reading import read_unlearning
-from fedrec.experiment.unlearn_record import StrategyRecord, UnlearningRecord, kinds_label, label_of
-from fedrec.experiment.unlearn_table import share_text
-from fedrec.experiment.unlearn_words import answer_text, counted, failure_lines, listed, verdict_sentence
+from fedrec.experiment.unlearn import lines, panels, plots
+from fedrec.experiment.unlearn.batches import batch_section, costs
+from fedrec.experiment.unlearn.compare import COLUMNS, compare
+from fedrec.experiment.unlearn.panels import Group
+from fedrec.experiment.unlearn.proof import audit, finals, golds, guarantees, not_covered
+from fedrec.experiment.unlearn.reading import read_unlearning
+from fedrec.experiment.unlearn.record import StrategyRecord, UnlearningRecord, kinds_label, label_of
+from fedrec.experiment.unlearn.table import share_text
+from fedrec.experiment.unlearn.words import answer_text, counted, failure_lines, listed, verdict_sentence
 
 
 def unlearning(record: RunRecord, salt: str) -> str:
@@ -107,7 +107,7 @@ def side_by_side(record: UnlearningRecord, salt: str) -> str:
     if len(record.strategies) < 2:
         return ""
     text = ""
-    groups = unlearn_plots.groups_of(record)
+    groups = plots.groups_of(record)
     for place, (kinds, rows, count) in enumerate(compare(record)):
         body = ""
         for row in rows:
@@ -143,15 +143,15 @@ def _badge(text: str, good: bool) -> str:
 
 def _utility(groups: Sequence[Group], name: str, what: str) -> Iterable[str]:
     batches = [batch for group in groups for batch in group.batches]
-    if not unlearn_panels.can_place(batches):
+    if not panels.can_place(batches):
         return
     told = []
     for group in groups:
         for batch in group.batches:
-            ratio = batch.of_gold(unlearn_panels.UTILITY)
+            ratio = batch.of_gold(panels.UTILITY)
             values = [
                 f"{label_of(key)} {value:.3f} (gold {gold:.3f})"
-                for key in unlearn_panels.attacks_of([batch])
+                for key in panels.attacks_of([batch])
                 if (value := batch.value(key)) is not None and (gold := batch.gold(key)[0]) is not None
             ]
             if ratio is not None:
@@ -159,14 +159,14 @@ def _utility(groups: Sequence[Group], name: str, what: str) -> Iterable[str]:
                 told.append(f"{title}: NDCG@20 {share_text(ratio)} of gold, {', '.join(values)}")
     alt = f"Forgetting against utility, {what}. {'; '.join(told)}."
     caption = "Height 0: attacks do as on a model that never saw the data. Both above and below are a difference."
-    yield figure("Forgetting against utility", unlearn_plots.utility_svg(name, alt, groups), caption)
+    yield figure("Forgetting against utility", plots.utility_svg(name, alt, groups), caption)
 
 
 def _prices(groups: Sequence[Group], name: str) -> Iterable[str]:
-    priced = [group for group in groups if unlearn_lines.has_price(group)]
+    priced = [group for group in groups if lines.has_price(group)]
     if priced:
         shown = [f"{group.label} {share_text(group.batches[0].ratio() or 0.0)}" for group in priced]
-        svg = unlearn_plots.prices_svg(name, f"CPU time against retraining: {', '.join(shown)}.", priced)
+        svg = plots.prices_svg(name, f"CPU time against retraining: {', '.join(shown)}.", priced)
         yield figure("Its price", svg, "Hollow: a gate failed.")
 
 
@@ -174,12 +174,12 @@ def pictures(record: UnlearningRecord, salt: str) -> str:
     """Of one strategy: forgetting against utility, and for many requests in a row how the model wears."""
     if len(record.strategies) > 1:
         return ""
-    groups = unlearn_plots.groups_of(record)[()]
+    groups = plots.groups_of(record)[()]
     drawn = list(_utility(groups, f"{salt}-utility", record.strategies[0].name))
     for place, group in enumerate(groups):
-        if len(group.batches) >= 4 and unlearn_panels.can_place(group.batches):
+        if len(group.batches) >= 4 and panels.can_place(group.batches):
             alt = f"{group.label}: NDCG@20 and attacks against gold, for {len(group.batches)} requests in a row."
-            svg = unlearn_plots.drift_svg(f"{salt}-drift{place}", alt, group)
+            svg = plots.drift_svg(f"{salt}-drift{place}", alt, group)
             drawn.append(figure("Request after request", svg))
     return charts(drawn)
 
@@ -204,7 +204,7 @@ def requests(record: UnlearningRecord, salt: str) -> str:
     drawn = []
     if any(one.received and (one.deadline or one.finished) for one in found):
         told = "; ".join(f"{one.id} {answer_text(one)}" for one in found)
-        svg = unlearn_plots.timeline_svg(f"{salt}-time", f"Time line of requests: {told}.", found)
+        svg = plots.timeline_svg(f"{salt}-time", f"Time line of requests: {told}.", found)
         note = "Dot: received. Diamond: finished. Bar: deadline."
         if len(record.strategies) > 1:
             note += " Finished: by the slowest of the strategies."

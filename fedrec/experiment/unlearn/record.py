@@ -1,7 +1,7 @@
 """What ``summary.json`` says of unlearning, as the tables, the plots and the report see it.
 
 Whatever the document does not say is None or empty here, and shown as a dash or left out; nothing is made up for it.
-``unlearn_reading`` makes these from the document.
+``reading`` makes these from the document.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from fedrec.experiment.budgets_plot import Palette
-from fedrec.experiment.unlearn_panels import DOTTED, UTILITY, Group, attacks_of, distance, signed
-from fedrec.experiment.unlearn_record import BatchRecord, RequestRow, label_of, mean_of
-from fedrec.experiment.unlearn_words import answer_text
+from fedrec.experiment.unlearn.panels import DOTTED, UTILITY, Group, attacks_of, distance, signed
+from fedrec.experiment.unlearn.record import BatchRecord, RequestRow, label_of, mean_of
+from fedrec.experiment.unlearn.words import answer_text
 
 
 def percentiles(axes: Axes, groups: Sequence[Group], palette: Palette, *, legend: bool = True) -> None:

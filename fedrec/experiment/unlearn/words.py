@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedrec.experiment.console import format_bytes, format_count
-from fedrec.experiment.unlearn_record import (
+from fedrec.experiment.unlearn.record import (
     BatchRecord,
     RequestRow,
     StrategyRecord,
