@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -302,7 +302,8 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=8, deadline=None)
+# Drawing a page takes its time: what is found is not shrunk.
+@settings(max_examples=8, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(st.data())
 def test_a_damaged_document_is_shown_as_far_as_it_goes(data: st.DataObject) -> None:
     found = document({"reverse_bpr": [batch(1, "user", "reverse_bpr")]})

@@ -63,7 +63,9 @@ def golds(record: UnlearningRecord) -> str:
     """What the gates compare with."""
     if record.golds is None:
         return ""
-    seeds = [format(int(found), "d") for one in record.gold.get("seeds") or () if (found := number(one)) is not None]
+    listed = record.gold.get("seeds")
+    numbers = (number(one) for one in listed) if isinstance(listed, list) else ()
+    seeds = [format(int(found), "d") for found in numbers if found is not None]
     cached, seconds = number(record.gold.get("cached")), number(record.gold.get("cpu_s"))
     text = (
         f"{counted(record.golds, 'model')} trained from scratch without everything forgotten, with other seeds. The "
