@@ -197,6 +197,11 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
         for config in configs:
             sys.stdout.write(OmegaConf.to_yaml(config) + ("---\n" if len(configs) > 1 else ""))
         return 0
+    for config in configs:
+        if config["unlearning"]["strategies"]:
+            raise ConfigError(
+                "unlearning=…: requests are honoured by `fedrec unlearn`; write unlearning=none to train only"
+            )
     from fedrec.experiment.run import run_experiment
 
     results: list[RunResult] = []

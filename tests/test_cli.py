@@ -234,6 +234,7 @@ MISTAKES = [
     (['name="abc'], r"the value cannot be read; close brackets and quotes"),
     (["seed=[1,2"], r"the value cannot be read"),
     (["seed=abc"], r"seed='abc': write a whole number"),
+    (["unlearning=reverse_bpr"], r"requests are honoured by `fedrec unlearn`; write unlearning=none"),
     (["seed=1.5"], r"seed=1\.5: write a whole number"),
     (["seed=null"], r"seed=None: write a whole number"),
     (["name=../x"], r"name='\.\./x': names a folder"),

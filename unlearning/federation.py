@@ -137,8 +137,10 @@ class Federation:
             return Trained(state, [], Cost())
         options = dataclasses.replace(self.federation, **(federation or {}))
         devices = state.devices
-        counts = options.mean == "contributors"
-        self.write(devices, split, forget, objective=objective, recorder=recorder, aggregation_counts=counts)
+        more: dict[str, Any] = {"aggregation_counts": options.mean == "contributors"}
+        if self.settings.get("fused") == "on" and (objective or recorder or watch):
+            more["fused"] = "auto"  # the compiled kernel knows no other objectives, and shows no single updates
+        self.write(devices, split, forget, objective=objective, recorder=recorder, **more)
         workspace = Workspace.open(devices)
         phase = Phase(state.server, rounds, halt=halt, combine=combine, evaluate=evaluate)
         participants = participants or self._who_joined()

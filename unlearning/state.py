@@ -82,7 +82,8 @@ def erase(state: State, forget: ForgetSet, algorithm: Recommender) -> State:
 
     Deleted users' devices become fresh ones (their files hold zeros, "never written"). Of per-item private tensors, the
     rows of forgotten pairs and withdrawn items go back to their initial value; of per-item shared tensors the rows of
-    withdrawn items, together with the server optimiser's moments for them.
+    withdrawn items, together with the server optimiser's moments for them; of what a method keeps per user at the
+    server (GPFedRec's item views), the rows of deleted users.
     """
     for store in stores(state.devices):
         _erase_devices(store, forget)
@@ -99,7 +100,12 @@ def erase(state: State, forget: ForgetSet, algorithm: Recommender) -> State:
             if value.shape == shared[name].shape:
                 moments[name][key] = value.clone()
                 moments[name][key][forget.items] = 0.0
-    return state.at(ServerState(state.round, shared, moments, dict(state.server.memory)))
+    memory = dict(state.server.memory)
+    for name, value in memory.items():
+        if value.shape[:1] == (algorithm.problem.n_users,):  # something per user
+            memory[name] = value.clone()
+            memory[name][forget.users] = 0.0
+    return state.at(ServerState(state.round, shared, moments, memory))
 
 
 def _erase_devices(store: DeviceStore, forget: ForgetSet) -> None:

@@ -152,7 +152,7 @@ def test_a_catalogue_is_embedded_once() -> None:
 
 def test_without_the_package_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sentences, "PACKAGE", "a_package_that_is_not_there")
-    with pytest.raises(ConfigError, match=r"pip install 'fedrec\[text\]'"):
+    with pytest.raises(ConfigError, match=r"pip install wordllama"):
         Sentences().check("unlearning.strategies.retrieval_filter")
 
 
