@@ -6,15 +6,14 @@ loss has no bound above, so that there is no good number of rounds: few do nothi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fedrec.algorithms.base import Examples, GradientRecommender, LocalTraining, Tensors, TensorSpec
-from fedrec.data.interactions import UserItems
+from fedrec.algorithms.base import Examples, GradientRecommender, Tensors
+from fedrec.algorithms.wrapped import Wrapped
 from fedrec.errors import ConfigError
 from unlearning.federation import ADAM
 from unlearning.state import erase
@@ -68,25 +67,10 @@ class GradientAscent(Strategy):
         return Forgotten(state, done.cost, Guarantee("approximate"), trace)
 
 
-class Ascent(GradientRecommender):
+class Ascent(Wrapped):
     """The wrapped algorithm with its loss turned round."""
 
     name = "gradient_ascent"
-
-    def __init__(self, inner: GradientRecommender) -> None:
-        self.inner, self.problem = inner, inner.problem
-
-    @property
-    def shared(self) -> Mapping[str, TensorSpec]:
-        return self.inner.shared
-
-    @property
-    def private(self) -> Mapping[str, TensorSpec]:
-        return self.inner.private
-
-    @property
-    def local(self) -> LocalTraining:
-        return self.inner.local
 
     def loss(self, params: Tensors, examples: Examples) -> Tensor:
         """−L of the algorithm, on one device's forget set and negatives drawn for it."""
@@ -96,5 +80,9 @@ class Ascent(GradientRecommender):
         losses, found = self.inner.gradients(params, examples)
         return -losses, {name: torch.neg(value) for name, value in found.items()}
 
-    def score(self, params: Tensors, history: UserItems) -> Tensor:
-        return self.inner.score(params, history)
+    def dot_product(self, round_index: int) -> None:
+        """No compiled kernel climbs."""
+
+    def finish_round(self, shared: Tensors, round_index: int) -> Tensors:
+        """Nothing: the server's own step belongs to the descent."""
+        return shared

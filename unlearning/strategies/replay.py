@@ -14,19 +14,15 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from fedrec.algorithms import build
 from fedrec.algorithms.base import (
-    DotProduct,
-    Examples,
     GradientRecommender,
     LocalTraining,
     Problem,
     Tensors,
-    TensorSpec,
 )
-from fedrec.data.interactions import UserItems
+from fedrec.algorithms.wrapped import Wrapped
 from fedrec.data.split import Split
 from fedrec.errors import ConfigError, RunFailed
 from server.aggregation import RoundSum
@@ -102,13 +98,14 @@ def stored_rounds(task: Task, rounds: list[int], name: str) -> list[int]:
     return found
 
 
-class Calibration(GradientRecommender):
+class Calibration(Wrapped):
     """The wrapped algorithm with shorter local training: fewer epochs, fewer examples in each."""
 
     name = "calibration"
 
     def __init__(self, inner: GradientRecommender, local: LocalTraining) -> None:
-        self.inner, self.problem, self._local = inner, inner.problem, local
+        super().__init__(inner)
+        self._local = local
 
     @classmethod
     def from_config(cls, options: Mapping[str, Any], problem: Problem) -> Self:
@@ -118,31 +115,8 @@ class Calibration(GradientRecommender):
         return cls(inner, dataclasses.replace(inner.local, **options["local"]))
 
     @property
-    def shared(self) -> Mapping[str, TensorSpec]:
-        return self.inner.shared
-
-    @property
-    def private(self) -> Mapping[str, TensorSpec]:
-        return self.inner.private
-
-    @property
     def local(self) -> LocalTraining:
         return self._local
-
-    def loss(self, params: Tensors, examples: Examples) -> Tensor:
-        return self.inner.loss(params, examples)
-
-    def gradients(self, params: Tensors, examples: Examples) -> tuple[Tensor, Tensors]:
-        return self.inner.gradients(params, examples)
-
-    def dot_product(self, round_index: int) -> DotProduct | None:
-        return self.inner.dot_product(round_index)
-
-    def finish_round(self, shared: Tensors, round_index: int) -> Tensors:
-        return self.inner.finish_round(shared, round_index)
-
-    def score(self, params: Tensors, history: UserItems) -> Tensor:
-        return self.inner.score(params, history)
 
 
 def lighter(federation: Federation, share: float, positives: int, negatives: int) -> Federation:
