@@ -55,8 +55,6 @@ def test_every_fedrec_command_of_the_readme_runs(
         if data not in ("synthetic", "file") and find(entry_named(data)) is None:
             pytest.skip(f"{data} is not on this machine")
         words += [*{"run": _FAST, "budgets": _FEW, "unlearn": _ONE}[words[0]], f"output_dir={tmp_path}"]
-        if "experiment=unlearn_compare_ml100k" in words:  # the others run on less data in test_unlearn
-            words += [f"~unlearning.strategies.{name}" for name in ("retrain", "federaser", "fru", "cfru", "sifu")]
         words += ["attack.users=20"] * any(word.startswith("attack=") for word in words)
     if words[:2] in (["data", "get"], ["data", "describe"]) and find(entry_named(words[2])) is None:
         pytest.skip(f"{words[2]} is not on this machine")
