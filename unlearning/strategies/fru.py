@@ -59,8 +59,8 @@ class FRU(Strategy):
 
     Attributes:
         interval: every so many rounds are stored. top: α. precision: of stored rows.
-        calibration: λ. semi_hard: β; 0 draws negatives as training does; the paper's 0.5 costs FedMF a tenth of its
-            recall (docs/unlearning.md). refresh: rounds between two looks for them.
+        calibration: λ. semi_hard: β; 0 draws negatives as training does; the paper's 0.5 costs FedMF a good
+            twentieth of its recall (docs/unlearning.md). refresh: rounds between two looks for them.
         positives, negatives: examples of a device in a round at most: positives, and negatives of each (0: as in
             training).
         replays: so often each stored round is repeated.
