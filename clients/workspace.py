@@ -20,7 +20,8 @@ import torch
 
 from clients.wire import Codec
 from fedrec.algorithms import build
-from fedrec.algorithms.base import GradientRecommender, LocalOnly, Problem, Recommender
+from fedrec.algorithms.base import GradientRecommender, Problem, Recommender
+from fedrec.algorithms.wrapped import LocalOnly
 from fedrec.data.interactions import UserItems
 from fedrec.data.split import Split
 from fedrec.errors import ConfigError

@@ -35,7 +35,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar, Literal, Self, cast
 
 import numpy as np
@@ -301,44 +300,6 @@ class StatisticsRecommender(Recommender):
     @abstractmethod
     def solve(self, shared: Tensors, collected: Collected) -> Tensors:
         """The server's new shared tensors."""
-
-
-class LocalOnly(GradientRecommender):
-    """The same algorithm without a server: every shared tensor becomes the device's own and never leaves it.
-
-    It is the floor that federation must beat, and the leak alarm: under a clean protocol it ranks about as chance does.
-    """
-
-    name = "local_only"
-
-    def __init__(self, inner: GradientRecommender) -> None:
-        self.inner = inner
-        self.problem = inner.problem
-
-    @property
-    def shared(self) -> Mapping[str, TensorSpec]:
-        return {}
-
-    @cached_property
-    def private(self) -> Mapping[str, TensorSpec]:
-        own = {name: dataclasses.replace(spec, common=True) for name, spec in self.inner.shared.items()}
-        return {**own, **self.inner.private}
-
-    @property
-    def local(self) -> LocalTraining:
-        return self.inner.local
-
-    def loss(self, params: Tensors, examples: Examples) -> Tensor:
-        return self.inner.loss(params, examples)
-
-    def gradients(self, params: Tensors, examples: Examples) -> tuple[Tensor, Tensors]:
-        return self.inner.gradients(params, examples)
-
-    def dot_product(self, round_index: int) -> DotProduct | None:
-        return self.inner.dot_product(round_index)
-
-    def score(self, params: Tensors, history: UserItems) -> Tensor:
-        return self.inner.score(params, history)
 
 
 def dot(items: Tensor, users: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from functools import cached_property
 
 from torch import Tensor
 
@@ -43,3 +45,25 @@ class Wrapped(GradientRecommender):
 
     def score(self, params: Tensors, history: UserItems) -> Tensor:
         return self.inner.score(params, history)
+
+
+class LocalOnly(Wrapped):
+    """The same algorithm without a server: every shared tensor becomes the device's own and never leaves it.
+
+    It is the floor that federation must beat, and the leak alarm: under a clean protocol it ranks about as chance does.
+    """
+
+    name = "local_only"
+
+    @property
+    def shared(self) -> Mapping[str, TensorSpec]:
+        return {}
+
+    @cached_property
+    def private(self) -> Mapping[str, TensorSpec]:
+        own = {name: dataclasses.replace(spec, common=True) for name, spec in self.inner.shared.items()}
+        return {**own, **self.inner.private}
+
+    def finish_round(self, shared: Tensors, round_index: int) -> Tensors:
+        """There is no server to finish one."""
+        return shared

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from fedrec.algorithms.base import Examples, GradientRecommender, LocalOnly, Problem, Tensors
+from fedrec.algorithms.base import Examples, GradientRecommender, Problem, Tensors
 from fedrec.algorithms.fedmf import FedMF
 from fedrec.algorithms.fedrap import FedRAP
+from fedrec.algorithms.wrapped import LocalOnly
 
 PROBLEM = Problem(n_users=4, n_items=11, seed=0)
 DEVICES, ROWS, PAIRS = 4, 7, 9

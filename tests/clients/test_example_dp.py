@@ -17,12 +17,12 @@ from clients.example_kernel import obstacle
 from clients.example_steps import DPSGD, schedule
 from clients.store import DeviceStore
 from fedrec.algorithms.base import (
-    LocalOnly,
     Problem,
 )
 from fedrec.algorithms.fedease import FedEASE
 from fedrec.algorithms.fedmf import FedMF
 from fedrec.algorithms.fedrap import FedRAP
+from fedrec.algorithms.wrapped import LocalOnly
 from fedrec.data.interactions import UserItems
 from fedrec.errors import ConfigError
 from tests.algorithms import test_seam

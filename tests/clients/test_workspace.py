@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clients.workspace import Workspace
-from fedrec.algorithms.base import LocalOnly
+from fedrec.algorithms.wrapped import LocalOnly
 from fedrec.data.split import Split
 from fedrec.errors import ConfigError
 from tests.conftest import WorkspaceFactory
